@@ -1,0 +1,42 @@
+"""What each stage reads and writes, as a table. Torch-free: the launcher reads it on the laptop.
+
+Adding a stage is one row here, one file in ``minimind/stages`` and one entry in its table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATH_FLAGS = ("data_path", "tokenizer", "from_weight", "from_lora")
+"""Trainer flags whose value may be a path that the launcher has to bring to the host."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageInfo:
+    """One stage: its default data file, the weights it starts from and those it writes (both without size suffix)."""
+
+    name: str
+    default_data: str
+    starts_from: str | None
+    writes: str
+
+
+CATALOG: dict[str, StageInfo] = {
+    info.name: info
+    for info in (
+        StageInfo(name="tokenizer", default_data="pretrain_hq.jsonl", starts_from=None, writes="tokenizer"),
+        StageInfo(name="pretrain", default_data="pretrain_hq.jsonl", starts_from=None, writes="pretrain"),
+        StageInfo(name="full_sft", default_data="sft_mini_512.jsonl", starts_from="pretrain", writes="full_sft"),
+        StageInfo(name="dpo", default_data="dpo.jsonl", starts_from="full_sft", writes="rlhf"),
+        StageInfo(
+            name="lora", default_data="{lora_name}.jsonl", starts_from="full_sft", writes="lora/{lora_name}"
+        ),
+    )
+}
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def weights_file(weight: str, *, hidden_size: int = 512, use_moe: bool = False) -> str:
+    """The original's name of a weights file relative to out/: ``full_sft_512.pth``, ``lora/lora_identity_512.pth``."""
+    return f"{weight}_{hidden_size}{'_moe' if use_moe else ''}.pth"

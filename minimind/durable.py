@@ -1,0 +1,86 @@
+"""Files that are whole or absent: atomic publication, checksums, JSON. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+SUMS = "SHA256SUMS"
+
+
+def to_json(value: object) -> bytes:
+    """Readable, stable JSON with a final newline."""
+    return (json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n").encode()
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Give ``path`` these bytes all at once: temporary file in the same folder, fsync, replace, fsync the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_dir(path.parent)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def link_over(source: Path, target: Path) -> None:
+    """Let ``target`` name the file ``source`` in one atomic replace: a hard link, or a copy where the disk has none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        publish(target, source.read_bytes())
+        return
+    os.replace(temporary, target)
+    with contextlib.suppress(FileNotFoundError):  # replacing a link to the same file leaves the temporary behind
+        temporary.unlink()
+    fsync_dir(target.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """The file's sha256 in hex, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Publish ``SHA256SUMS`` over every file below the folder, in the format of ``sha256sum``."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    lines = (f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
+    publish(folder / SUMS, "".join(lines).encode())
+
+
+def verified_files(folder: Path) -> list[dict[str, Any]] | None:
+    """Hash what SHA256SUMS lists: ``[{path, sha256, bytes}]``, or None when it is missing or anything differs."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        found = []
+        for line in lines:
+            digest, _, name = line.partition("  ")
+            if sha256_file(folder / name) != digest:
+                return None
+            found.append({"path": name, "sha256": digest, "bytes": (folder / name).stat().st_size})
+        return found
+    except (OSError, ValueError):
+        return None
