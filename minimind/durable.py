@@ -84,3 +84,11 @@ def verified_files(folder: Path) -> list[dict[str, Any]] | None:
         return found
     except (OSError, ValueError):
         return None
+
+
+def tree_hash(folder: Path) -> str:
+    """One sha256 over the names and contents of every ``.py`` file below a folder: which code is this."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py"), key=lambda p: p.relative_to(folder).as_posix()):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
+    return total.hexdigest()
