@@ -28,9 +28,7 @@ CATALOG: dict[str, StageInfo] = {
         StageInfo(name="pretrain", default_data="pretrain_hq.jsonl", starts_from=None, writes="pretrain"),
         StageInfo(name="full_sft", default_data="sft_mini_512.jsonl", starts_from="pretrain", writes="full_sft"),
         StageInfo(name="dpo", default_data="dpo.jsonl", starts_from="full_sft", writes="rlhf"),
-        StageInfo(
-            name="lora", default_data="{lora_name}.jsonl", starts_from="full_sft", writes="lora/{lora_name}"
-        ),
+        StageInfo(name="lora", default_data="{lora_name}.jsonl", starts_from="full_sft", writes="lora/{lora_name}"),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -92,3 +93,34 @@ def tree_hash(folder: Path) -> str:
     for path in sorted(folder.rglob("*.py"), key=lambda p: p.relative_to(folder).as_posix()):
         total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
     return total.hexdigest()
+
+
+class AlreadyHeld(Exception):
+    """Another live process holds the lock; ``owner`` is what it said about itself."""
+
+    def __init__(self, owner: dict[str, Any]) -> None:
+        super().__init__(str(owner))
+        self.owner = owner
+
+
+def hold(lock: Path, owner: dict[str, Any]) -> int:
+    """Hold ``lock`` until this process (and whoever inherits the descriptor) dies; the kernel lets go then.
+
+    Returns:
+        the open descriptor that carries the lock.
+
+    Raises:
+        AlreadyHeld: with the holder's ``owner.json``.
+    """
+    lock.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(lock / "held", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        try:
+            raise AlreadyHeld(json.loads((lock / "owner.json").read_bytes())) from None
+        except (OSError, ValueError):
+            raise AlreadyHeld({}) from None
+    publish(lock / "owner.json", to_json(owner))
+    return fd

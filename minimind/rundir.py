@@ -1,7 +1,7 @@
 """The run directory: every name in it, how files get there, and what they say together.
 
-Standard library only: the launcher reads run directories on the laptop with this module, the supervisor and the trainers write
-them with it on the host. Nothing here stores a state; :func:`derive` computes it from the files.
+Standard library only: the launcher reads run directories on the laptop with this module, the supervisor and the
+trainers write them with it on the host. Nothing here stores a state; :func:`derive` computes it from the files.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import Any
 
 from minimind.durable import publish, to_json
 
-BEAT_INTERVAL_S = 10.0
-BEAT_STALE_S = 60.0
 __all__ = [
     "CHECKPOINT",
     "RUN_ID",
@@ -37,6 +35,8 @@ __all__ = [
     "to_json",
 ]
 
+BEAT_INTERVAL_S = 10.0
+BEAT_STALE_S = 60.0
 RUN_ID = re.compile(r"\d{8}-\d{6}-[a-z][a-z0-9_]*-[0-9a-f]{4}")
 CHECKPOINT = re.compile(r"step-(\d{8})")
 
@@ -78,7 +78,7 @@ class State(enum.StrEnum):
 
 
 class RunError(Exception):
-    """Something a user, a file or a machine caused: said in one paragraph, recorded in outcome.json, never a traceback."""
+    """What a user, a file or a machine caused: one paragraph, recorded in outcome.json, never a traceback."""
 
     def __init__(self, what: str, *, why: str, remedy: str, reason: Reason = Reason.TRAINER_ERROR) -> None:
         super().__init__(what)
@@ -180,7 +180,7 @@ class RunFiles:
 
     @classmethod
     def parse(cls, files: Mapping[str, bytes], *, sizes: Mapping[str, int], folders: Iterable[str] = ()) -> RunFiles:
-        """Build from relative names: ``files`` has the JSON contents, ``sizes`` every file's length, ``folders`` the folders."""
+        """Build from relative names: contents of the JSON files, lengths of all files, the folders."""
         loaded = {name: value for name, data in files.items() if isinstance(value := _load(data), dict)}
         per_attempt: dict[str, dict[int, Mapping[str, Any]]] = {"outcome.json": {}, "exit.json": {}}
         attempts = set()
@@ -256,7 +256,7 @@ def derive(files: RunFiles, alive: bool | None, host_now: float, *, boot_id: str
         if beat is None:
             return verdict(State.STARTING)
         stale = host_now - float(beat.get("time") or 0) > BEAT_STALE_S
-        return verdict(State.STALLED if stale else State.RUNNING if last_step or beat.get("training") else State.STARTING)
+        return verdict(State.STALLED if stale else State.RUNNING if beat.get("training") else State.STARTING)
     if attempt == 0 and not handle:
         return verdict(State.PREPARED)
     started_on = handle.get("boot_id") or (beat or {}).get("boot_id")

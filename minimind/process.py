@@ -1,0 +1,83 @@
+"""Processes on the host: who they are, what the kernel does to them, leaving them running. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def boot_id() -> str | None:
+    """Names this boot of the machine; None where the kernel does not say (macOS)."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
+
+
+def start_time(pid: int) -> str:
+    """A process's start time as text that only this process has: /proc's tick count, else what ``ps`` prints."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    said = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return said.stdout.strip()
+
+
+def oom_kills() -> int:
+    """How often the kernel killed something for memory in this cgroup (0 where it does not say)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/sys/fs/cgroup/memory.events").read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill":
+                return int(value)
+    return 0
+
+
+def prctl(option: int, value: int) -> None:
+    """One Linux process control; does nothing elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def detach(run: Callable[[Callable[[bytes], None]], int]) -> int:
+    """Run ``run`` in a session of its own and return as soon as it calls its argument with what is to be printed.
+
+    Returns:
+        0 then; the child's own exit code when it ended without that call (what it printed goes to stderr).
+    """
+    reader, writer = os.pipe()
+    if pid := os.fork():
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            verdict, _, text = pipe.read().partition(b"\0")
+        os.waitpid(pid, 0)
+        (sys.stdout if verdict == b"0" else sys.stderr).buffer.write(text)
+        return int(verdict or 1)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    null, errors = os.open(os.devnull, os.O_RDWR), tempfile.TemporaryFile()  # noqa: SIM115
+    for fd, to in ((0, null), (1, null), (2, errors.fileno())):
+        os.dup2(to, fd)
+
+    def announce(text: bytes) -> None:
+        os.write(writer, b"0\0" + text)
+        os.close(writer)
+        os.dup2(null, 2)
+
+    code = 1
+    try:
+        code = run(announce)
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+            errors.seek(0)
+            os.write(writer, f"{code}\0".encode() + errors.read())
+        os._exit(code)

@@ -1,0 +1,276 @@
+"""torchrun's parent on the host: takes the run's lock, beats, keeps the logs, and says how it ended.
+
+``python -m minimind.supervise --run_dir DIR`` runs in the foreground (a container's entry point); ``--detach`` leaves
+it running in a session of its own and prints handle.json. Any other first argument is a command to run instead, so that
+the image also serves ``docker run IMAGE python -m minimind --help``. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from minimind.durable import AlreadyHeld, hold, publish, to_json, tree_hash, verified_files
+from minimind.process import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, boot_id, detach, oom_kills, prctl, start_time
+from minimind.rundir import BEAT_INTERVAL_S, Reason, RunDir, RunError, RunSpec
+
+EXIT_FAILED = 6
+EXIT_INVALID = 3
+EXIT_REFUSED = 9
+GRACE_S = 300.0
+"""How long a stopped run may take to save before torchrun is signalled."""
+KILL_AFTER_S = 20.0
+POLL_S = 0.1
+
+
+def last_metrics_step(path: Path, *, tail_bytes: int = 4096) -> int:
+    """The step on the last complete line of metrics.jsonl; 0 when there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - tail_bytes))
+            lines = file.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def torchrun(spec: RunSpec, run_dir: Path, *, nproc: int) -> list[str]:
+    """The command that trains: one host, loopback rendezvous on a free port, no restarts."""
+    return [
+        sys.executable,
+        *("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *("--nproc-per-node", str(nproc), "-m", "minimind", spec.stage, *spec.flags, "--run_dir", str(run_dir)),
+    ]
+
+
+def describe_environment(spec: RunSpec, *, nproc: int, attempt: int) -> dict[str, Any]:
+    """What env.json says: read from package metadata and nvidia-smi, without importing torch."""
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise RunError(
+            "this environment has no torch",
+            why=f"{sys.executable} cannot find the package",
+            remedy="let `launch run` make the environment, or point the host's `python` at one that has torch",
+            reason=Reason.ENV_MISMATCH,
+        ) from error
+    gpus: list[str] = []
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        said = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+        gpus = said.stdout.splitlines() if said.returncode == 0 else []
+    return {
+        "attempt": attempt,
+        "nproc": nproc,
+        "python": platform.python_version(),
+        "torch": torch,
+        "cuda": torch.partition("+cu")[2] or None,
+        "gpus": gpus,
+        "image_digest": spec.image_digest,
+        "lock_hash": spec.lock_hash,
+        "commit": spec.commit,
+        "code_hash": tree_hash(Path(__file__).parent),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+class HeldError(RunError):
+    """The run has a live supervisor or trainer already."""
+
+
+class Supervisor:
+    """One attempt of one run, from the lock to exit.json."""
+
+    def __init__(self, run_dir: Path, *, nproc: int | None = None) -> None:
+        self.dir = RunDir(run_dir.resolve())
+        try:
+            self.spec = RunSpec.from_json(self.dir.spec.read_bytes())
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{run_dir} is no run directory",
+                why="it has no spec.json",
+                remedy="start runs with `launch run`, or train by hand with `python -m minimind <stage>`",
+            ) from error
+        self.nproc = nproc or self.spec.nproc
+        self.identity = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "boot_id": boot_id()}
+        owner = {**self.identity, "user": getpass.getuser(), "host": platform.node(), "since": time.time()}
+        try:
+            self.lock = hold(self.dir.lock, owner)
+        except AlreadyHeld as held:
+            raise HeldError(
+                f"{self.dir.root.name} is already being trained",
+                why=f"its lock is held by {json.dumps(held.owner)}",
+                remedy="follow that one with `launch logs -f`, or stop it first with `launch stop`",
+            ) from None
+        self.attempt = self.dir.last_attempt() + 1
+        self.folder = self.dir.attempt(self.attempt)
+        self.folder.mkdir(mode=0o700, parents=True)
+        self.handle = {"kind": "process", **self.identity, "attempt": self.attempt, "nproc": self.nproc}
+        self.stop_asked_at: float | None = None
+        self.copied_bytes = 0
+
+    def run(self) -> int:
+        """Train once and write exit.json; returns the exit code (0 for done and stopped)."""
+        started_at, kills_before = time.time(), oom_kills()
+        metrics_before = self.dir.metrics.stat().st_size if self.dir.metrics.exists() else 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._beat(training=False)
+        try:
+            publish(self.dir.env, to_json(describe_environment(self.spec, nproc=self.nproc, attempt=self.attempt)))
+            code = self._train(metrics_before)
+            said = self._judge(code, killed_for_memory=oom_kills() > kills_before)
+        except RunError as error:
+            said = {"code": EXIT_INVALID, "reason": error.reason, **_paragraph(error), "weights": []}
+        said = {"attempt": self.attempt, **said, "started_at": started_at, "ended_at": time.time()}
+        self._beat(training=False)
+        publish(self.folder / "exit.json", to_json(said))
+        return EXIT_FAILED if said["reason"] else 0
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.dir.stop.touch(mode=0o600)
+
+    def _train(self, metrics_before: int) -> int:
+        environment = {**os.environ, "MINIMIND_ATTEMPT": str(self.attempt), "PYTHONUNBUFFERED": "1"}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.nproc)))
+        if Path(
+            "/sys/class/net/lo"
+        ).exists():  # one host: no rank needs another interface, and a container may have none
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        child = subprocess.Popen(
+            torchrun(self.spec, self.dir.root, nproc=self.nproc),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            pass_fds=(self.lock,),
+            preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+        )
+        next_beat, training = time.monotonic() + BEAT_INTERVAL_S, False
+        while (code := child.poll()) is None:
+            time.sleep(POLL_S)
+            self._copy_rank0(log)
+            self._enforce_stop(child)
+            grew = self.dir.metrics.exists() and self.dir.metrics.stat().st_size > metrics_before
+            if time.monotonic() >= next_beat or grew is not training:
+                training, next_beat = grew, time.monotonic() + BEAT_INTERVAL_S
+                self._beat(training=training)
+        self._copy_rank0(log)
+        os.close(log)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)  # a worker that outlived torchrun must not write behind our back
+        return code
+
+    def _copy_rank0(self, log: int) -> None:
+        # rank 0 writes its own file; log.txt is that and torchrun's words, in the order in which they came
+        with contextlib.suppress(FileNotFoundError), open(self.folder / "log.rank0.txt", "rb") as file:
+            file.seek(self.copied_bytes)
+            while chunk := file.read(1 << 20):
+                os.write(log, chunk)
+                self.copied_bytes += len(chunk)
+
+    def _enforce_stop(self, child: subprocess.Popen[bytes]) -> None:
+        if not self.dir.stop.exists():
+            return
+        now = time.monotonic()
+        self.stop_asked_at = self.stop_asked_at or now
+        waited_s = now - self.stop_asked_at
+        if waited_s > GRACE_S:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL if waited_s > GRACE_S + KILL_AFTER_S else signal.SIGTERM)
+
+    def _beat(self, *, training: bool) -> None:
+        beat = {
+            "time": time.time(),
+            **self.identity,
+            "attempt": self.attempt,
+            "last_step": last_metrics_step(self.dir.metrics),
+            "training": training,
+        }
+        with contextlib.suppress(OSError):  # a full disk must not end a training that may still save
+            publish(self.dir.beat, to_json(beat))
+
+    def _judge(self, code: int, *, killed_for_memory: bool) -> dict[str, Any]:
+        outcome = _read(self.folder / "outcome.json")
+        errors = sorted((_read(p) for p in self.folder.glob("error.rank*.json")), key=lambda e: float(e.get("time", 0)))
+        status = outcome.get("status")
+        weights = (verified_files(self.dir.export) or []) if status == "done" and code == 0 else []
+        reason: str | None = None
+        first = errors[0] if errors else {}
+        if code == 0 and status == "done":
+            reason = None if weights else Reason.NO_WEIGHTS
+        elif code == 0 and status == "stopped":
+            reason = None
+        elif killed_for_memory:
+            reason = Reason.OOM_KILLED
+        elif errors:
+            reason = first["reason"]
+        elif code == 0:
+            reason = Reason.NO_WEIGHTS
+        else:
+            reason = Reason.SIGNAL if code < 0 or status is None else Reason.TRAINER_ERROR
+        said: dict[str, Any] = {key: first[key] for key in ("what", "why", "remedy", "rank") if key in first}
+        return {"code": code, "reason": reason, **said, "weights": weights}
+
+
+def _paragraph(error: RunError) -> dict[str, str]:
+    return {"what": error.what, "why": error.why, "remedy": error.remedy}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see the module's first lines."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and not arguments[0].startswith("-"):
+        os.execvp(arguments[0], arguments)  # noqa: S606
+    parser = argparse.ArgumentParser(prog="python -m minimind.supervise", description="Run one attempt of a run.")
+    parser.add_argument("--run_dir", type=Path, required=True, help="the run directory, with its spec.json")
+    parser.add_argument("--nproc", type=int, help="ranks, instead of the number in spec.json")
+    parser.add_argument("--detach", action="store_true", help="go on in the background and print handle.json")
+    options = parser.parse_args(arguments)
+    if not options.detach:
+        return _attempt(options.run_dir, options.nproc, announce=None)
+    return detach(lambda announce: _attempt(options.run_dir, options.nproc, announce=announce))
+
+
+def _attempt(run_dir: Path, nproc: int | None, *, announce: Callable[[bytes], None] | None) -> int:
+    try:
+        supervisor = Supervisor(run_dir, nproc=nproc)
+    except HeldError as error:
+        print(error, file=sys.stderr)
+        return EXIT_REFUSED
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return EXIT_INVALID
+    if announce:
+        publish(supervisor.dir.handle, to_json(supervisor.handle))
+        announce(to_json(supervisor.handle))
+    return supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
