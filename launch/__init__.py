@@ -1,0 +1,1 @@
+"""The launcher: runs on the laptop, asks hosts over ssh, and never imports torch."""
