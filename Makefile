@@ -1,0 +1,45 @@
+PYTHON ?= python3
+FLAVOUR ?= cpu
+BASE_IMAGE ?=
+V = .venv/bin/python
+
+.PHONY: demo dev test lint image base-image bench docs lock soak clean .venv
+
+demo: .venv
+	$(V) demo/run.py
+
+.venv:
+	@$(PYTHON) envs/install.py --venv .venv --editable .
+
+dev:
+	@$(PYTHON) envs/install.py --venv .venv --editable . --dev
+
+test: dev
+	$(V) -m pytest -n 2
+
+lint: dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+image: dev
+	$(V) docker/build.py $(FLAVOUR) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
+
+base-image:
+	$(PYTHON) docker/base.py
+
+bench: dev
+	set -e; for question in bench/*.py; do $(V) $$question; done
+
+docs: dev
+	$(V) docs/generate.py
+
+lock: dev
+	$(V) envs/lock.py
+
+soak: dev
+	$(V) -m pytest -m soak
+
+clean:
+	rm -rf .venv .venv.lock .venv.old build dist demo-out .*_cache
