@@ -6,10 +6,12 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from launch.errors import printable
 from launch.transport.base import Result, Transport, ignore
+
+Verb = Literal["run", "send", "publish", "fetch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,7 @@ class DryStep:
     """One thing that was not done."""
 
     host: str
-    verb: Literal["run", "send", "publish", "fetch"]
+    verb: Verb
     argv: tuple[str, ...] = ()
     path: str = ""
     source: str = ""
@@ -51,9 +53,7 @@ class DryTransport:
         self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float | None = None, check: bool = True
     ) -> Result:
         """Write it down."""
-        self._record.append(
-            DryStep(host=self.host.name, verb="run", argv=tuple(argv), data=stdin, length_bytes=len(stdin))
-        )
+        self._step("run", argv=tuple(argv), data=stdin, length_bytes=len(stdin))
         return Result(0, b"", b"")
 
     def stream(self, argv: Sequence[str]) -> Iterator[bytes]:
@@ -64,20 +64,18 @@ class DryTransport:
         self, remote: str, local: Path, *, offset: int, length: int, on_bytes: Callable[[int], None] = ignore
     ) -> None:
         """Write it down; no local file is touched."""
-        self._step("fetch", path=str(local), source=remote, size_bytes=length - offset)
+        self._step("fetch", path=str(local), source=remote, length_bytes=length - offset)
 
     def send(self, local: Path, remote: str, *, on_bytes: Callable[[int], None] = ignore) -> None:
         """Write it down."""
-        self._step("send", path=remote, source=str(local), size_bytes=local.stat().st_size)
+        self._step("send", path=remote, source=str(local), length_bytes=local.stat().st_size)
 
     def publish(self, remote: str, data: bytes, *, mode: int = 0o600) -> None:
         """Write it down."""
-        self._record.append(
-            DryStep(host=self.host.name, verb="publish", path=remote, data=data, length_bytes=len(data))
-        )
+        self._step("publish", path=remote, data=data, length_bytes=len(data))
 
-    def _step(self, verb: Literal["send", "fetch"], *, path: str, source: str, size_bytes: int) -> None:
-        self._record.append(DryStep(host=self.host.name, verb=verb, path=path, source=source, length_bytes=size_bytes))
+    def _step(self, verb: Verb, **fields: Any) -> None:
+        self._record.append(DryStep(host=self.host.name, verb=verb, **fields))
 
     def close(self) -> None:
         """Close the inner transport."""
