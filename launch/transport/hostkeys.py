@@ -1,0 +1,154 @@
+"""Host keys: asking a server for all of its keys, and our known_hosts file in OpenSSH's format."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.errors import Exit, LaunchError
+from launch.inventory import Host, Inventory
+from launch.transport.openssh import CONNECT_TIMEOUT_S
+from launch.transport.ssh import open_connection, trust_only
+from launch.transport.trouble import explain
+from minimind.rundir import publish
+
+_KINDS = {
+    "ssh-ed25519": ("ssh-ed25519",),
+    "ecdsa": ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+    "ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostKey:
+    """One public key that a server shows. ``server`` is ``name`` or ``[name]:port`` as in known_hosts."""
+
+    server: str
+    kind: str
+    blob: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """``SHA256:…`` as ``ssh-keygen -l`` prints it."""
+        return "SHA256:" + base64.b64encode(hashlib.sha256(self.blob).digest()).decode().rstrip("=")
+
+    @property
+    def line(self) -> str:
+        """The key's line in known_hosts."""
+        return f"{self.server} {self.kind} {base64.b64encode(self.blob).decode()}\n"
+
+
+def server_name(host: Host, inventory: Inventory) -> str:
+    """How known_hosts names the host, aliases of the ssh config resolved."""
+    connection = open_connection(host, inventory)
+    return connection.host if connection.port == 22 else f"[{connection.host}]:{connection.port}"
+
+
+def scan(host: Host, inventory: Inventory) -> list[HostKey]:
+    """Every key the server at the host's address shows; nothing is sent to it but the handshake.
+
+    Raises:
+        LaunchError: UNREACHABLE when none could be had.
+    """
+    connection = open_connection(host, inventory)
+    server = server_name(host, inventory)
+    trust_only(connection.gateway, inventory)
+    keys, trouble = [], None
+    for algorithms in _KINDS.values():
+        try:
+            keys.append(_ask(connection, algorithms, server))
+        except _NotOffered:
+            continue
+        except Exception as error:
+            trouble = error
+            break
+    if trouble is not None or not keys:
+        error = trouble or EOFError("it shows no key of a known kind")
+        raise explain(error, host=host, connection=connection, inventory=inventory) from trouble
+    return keys
+
+
+def remember(known_hosts: Path, keys: Iterable[HostKey]) -> None:
+    """Put the keys into the file, in place of any others of the same servers."""
+    keys = list(keys)
+    lines = _without(known_hosts, {key.server for key in keys})
+    _write(known_hosts, [*lines, *(key.line for key in keys)])
+
+
+def forget(known_hosts: Path, server: str) -> bool:
+    """Take every key of a server out of the file; tells whether there was one."""
+    before = _lines(known_hosts)
+    after = _without(known_hosts, {server})
+    if after != before:
+        _write(known_hosts, after)
+    return after != before
+
+
+class _NotOffered(Exception):
+    pass
+
+
+def _ask(connection: Any, algorithms: tuple[str, ...], server: str) -> HostKey:
+    import paramiko
+
+    if connection.gateway:
+        sock = connection.open_gateway()
+    else:
+        sock = socket.create_connection((connection.host, connection.port), CONNECT_TIMEOUT_S)
+    wire = paramiko.Transport(sock)
+    try:
+        wire.banner_timeout = CONNECT_TIMEOUT_S
+        offered = wire.get_security_options()
+        offered.key_types = tuple(name for name in algorithms if name in offered.key_types)
+        wire.start_client(timeout=CONNECT_TIMEOUT_S)
+        key = wire.get_remote_server_key()
+        return HostKey(server=server, kind=key.get_name(), blob=key.asbytes())
+    except paramiko.ssh_exception.IncompatiblePeer as error:
+        raise _NotOffered from error
+    finally:
+        with contextlib.suppress(Exception):
+            wire.close()
+
+
+def _lines(known_hosts: Path) -> list[str]:
+    try:
+        return known_hosts.read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(known_hosts, error) from error
+
+
+def _without(known_hosts: Path, servers: set[str]) -> list[str]:
+    """The file's lines less those names; a line that names other servers too keeps them."""
+    kept = []
+    for line in _lines(known_hosts):
+        names, blank, rest = line.partition(" ")
+        others = [name for name in names.split(",") if name not in servers]
+        if others or not blank:
+            kept.append(",".join(others) + blank + rest if blank else line)
+    return kept
+
+
+def _write(known_hosts: Path, lines: list[str]) -> None:
+    text = "".join(line if line.endswith("\n") else line + "\n" for line in lines)
+    try:
+        known_hosts.parent.mkdir(parents=True, exist_ok=True)
+        publish(known_hosts.resolve(), text.encode(), mode=0o644)
+    except OSError as error:
+        raise _unusable(known_hosts, error) from error
+
+
+def _unusable(known_hosts: Path, error: Exception) -> LaunchError:
+    return LaunchError(
+        f"{known_hosts} cannot be used",
+        why=str(error),
+        remedy="correct it, or set known_hosts in launch.toml to another path",
+        code=Exit.INVALID,
+    )
