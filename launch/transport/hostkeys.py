@@ -59,18 +59,15 @@ def scan(host: Host, inventory: Inventory) -> list[HostKey]:
     connection = open_connection(host, inventory)
     server = server_name(host, inventory)
     trust_only(connection.gateway, inventory)
-    keys, trouble = [], None
-    for algorithms in _KINDS.values():
-        try:
-            keys.append(_ask(connection, algorithms, server))
-        except _NotOffered:
-            continue
-        except Exception as error:
-            trouble = error
-            break
-    if trouble is not None or not keys:
-        error = trouble or EOFError("it shows no key of a known kind")
-        raise explain(error, host=host, connection=connection, inventory=inventory) from trouble
+    keys = []
+    try:
+        for algorithms in _KINDS.values():
+            with contextlib.suppress(_NotOffered):
+                keys.append(_ask(connection, algorithms, server))
+        if not keys:
+            raise EOFError("it shows no key of a known kind")
+    except Exception as error:
+        raise explain(error, host=host, connection=connection, inventory=inventory) from error
     return keys
 
 
