@@ -1,0 +1,1 @@
+"""The demo: its texts, its data generator and its driver."""
