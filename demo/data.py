@@ -1,9 +1,9 @@
 """Make the demo's data sets from the texts in ``demo/texts``: the same bytes every time, standard library only.
 
 A text file holds records separated by empty lines. A record is either a list of ``key: value`` lines (``say``, ``ask``,
-``answer``, ``worse``; several ``ask``/``answer`` are the turns of one conversation; ``ask`` lists phrasings separated by
-`` / ``) or a table: ``columns:`` names the columns, the other keys are templates over them, each further line is a row,
-and ``swap`` names the columns that another row lends to make a wrong answer.
+``answer``, ``worse``; several ``ask``/``answer`` are the turns of a conversation; ``ask`` lists phrasings separated by
+`` / ``) or a table: ``columns:`` names the columns, the other keys are templates over them, each further line is a
+row, and ``swap`` names the columns that another row lends to make a wrong answer.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ def _texts(items: Iterable[Item], rng: random.Random) -> tuple[list[Line], list[
     together = []
     for says in tables.values():
         for text in says:
-            near = [other for other in says if _is_chinese(other) == _is_chinese(text)]
-            together.append(("" if _is_chinese(text) else " ").join([text, *rng.sample(near, 2)]))
+            near = [other for other in says if other[0].isascii() == text[0].isascii()]
+            together.append((" " if text[0].isascii() else "").join([text, *rng.sample(near, 2)]))
     rng.shuffle(asked)
     return [{"text": text} for text in itertools.chain(alone, together, asked)], [{"text": text} for text in out]
 
