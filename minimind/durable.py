@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SUMS = "SHA256SUMS"
 
@@ -28,12 +29,13 @@ def fsync_dir(folder: Path) -> None:
         os.close(fd)
 
 
-def publish(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Give ``path`` these bytes all at once: temporary file in the same folder, fsync, replace, fsync the folder."""
+@contextlib.contextmanager
+def publishing(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """A file to write whose name appears only when the block ends well: temporary, fsync, replace, fsync the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -42,6 +44,12 @@ def publish(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+def publish(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Give ``path`` these bytes all at once (:func:`publishing`)."""
+    with publishing(path, mode=mode) as file:
+        file.write(data)
 
 
 def link_over(source: Path, target: Path) -> None:

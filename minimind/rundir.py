@@ -80,6 +80,9 @@ class State(enum.StrEnum):
 class RunError(Exception):
     """What a user, a file or a machine caused: one paragraph, recorded in outcome.json, never a traceback."""
 
+    agreed = False
+    """Whether every rank leaves at the same place, so that none waits for another."""
+
     def __init__(self, what: str, *, why: str, remedy: str, reason: Reason = Reason.TRAINER_ERROR) -> None:
         super().__init__(what)
         self.what, self.why, self.remedy, self.reason = what, why, remedy, reason

@@ -1,0 +1,152 @@
+"""One training process's side of the run directory: its folder, its lock when started by hand, its last words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from minimind.durable import AlreadyHeld, hold, publish, to_json, verified_files
+from minimind.process import boot_id, start_time
+from minimind.rundir import Reason, RunDir, RunError, RunSpec, new_run_id
+
+
+class PeerFailed(Exception):
+    """Another rank has told what went wrong."""
+
+    agreed = True
+
+
+class Attempt:
+    """Context of one rank in one attempt. Leaving it records how it went; rank 0 writes outcome.json as its last act.
+
+    Under the supervisor the folder and the lock exist already. Started by hand, rank 0 makes them, with a spec.json
+    that says so; the other ranks of a torchrun by hand learn the folder from rank 0 (:meth:`adopt`) and record nothing.
+    """
+
+    def __init__(self, stage: str, argv: list[str], *, run_dir: Path | None, save_dir: Path) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.supervised = "MINIMIND_ATTEMPT" in os.environ
+        self.status, self.last_step = "error", 0
+        self.agreed = False
+        """Whether every rank ends for the same reason at the same place, so that none waits for another."""
+        self.lock: int | None = None
+        self.folder: Path | None = None
+        name = new_run_id(stage, now_utc=f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        self.dir = RunDir((run_dir or save_dir.resolve().parent / "runs" / name).resolve())
+        if self.supervised:
+            self.folder = self.dir.attempt(int(os.environ["MINIMIND_ATTEMPT"]))
+        elif self.rank == 0:
+            self.folder = self._take(stage, argv)
+
+    def adopt(self, root: str) -> None:
+        """Take rank 0's run directory for this rank's."""
+        self.dir = RunDir(root)
+
+    def _take(self, stage: str, argv: list[str]) -> Path:
+        self.dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "boot_id": boot_id()}
+        try:
+            self.lock = hold(self.dir.lock, {**owner, "host": platform.node(), "since": time.time()})
+        except AlreadyHeld as held:
+            raise RunError(
+                f"{self.dir.root.name} is already being trained",
+                why=f"its lock is held by process {held.owner.get('pid')} on {held.owner.get('host')}",
+                remedy="wait for it, or give another --run_dir",
+            ) from None
+        self.dir.stop.unlink(missing_ok=True)
+        number = self.dir.last_attempt() + 1
+        self.dir.attempt(number).mkdir(mode=0o700, parents=True)
+        if not self.dir.spec.exists():
+            spec = RunSpec(
+                run_id=self.dir.root.name,
+                stage=stage,
+                flags=argv,
+                nproc=int(os.environ.get("WORLD_SIZE", "1")),
+                executor="none",
+                created_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            )
+            publish(self.dir.spec, spec.to_json(), mode=0o444)
+        publish(self.dir.handle, to_json({"kind": "process", **owner, "attempt": number}))
+        return self.dir.attempt(number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            if self.rank == 0:
+                self._conclude({"status": self.status, "last_step": self.last_step})
+            return False
+        if isinstance(error, PeerFailed) or not isinstance(error, Exception):
+            return False
+        if isinstance(error, RunError):
+            error.agreed = self.agreed
+        said = self._explain(error)
+        if self.folder is not None:
+            publish(
+                self.folder / f"error.rank{self.rank}.json", to_json({**said, "rank": self.rank, "time": time.time()})
+            )
+            if self.rank == 0:
+                self._conclude({"status": "error", **said, "last_step": self.last_step})
+        return False
+
+    def _conclude(self, outcome: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
+        publish(self.folder / "outcome.json", to_json(outcome))
+        if not self.supervised:  # nobody else will say how it ended
+            weights = (verified_files(self.dir.export) or []) if self.status == "done" else []
+            reason = outcome.get("reason") or (Reason.NO_WEIGHTS if self.status == "done" and not weights else None)
+            ended = {"code": 0 if reason is None else 6, "reason": reason, "weights": weights, "ended_at": time.time()}
+            publish(self.folder / "exit.json", to_json(ended))
+
+    @staticmethod
+    def _explain(error: Exception) -> dict[str, Any]:
+        told = explain(error)
+        return {"reason": told.reason, "what": told.what, "why": told.why, "remedy": told.remedy}
+
+
+def explain(error: Exception) -> RunError:
+    """The paragraph for any exception: a RunError as it is, known conditions by name, the rest as our own fault."""
+    if isinstance(error, RunError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            "the disk is full",
+            why=str(error),
+            remedy="free space or move root to a larger disk, then `launch resume`: the last checkpoint is whole",
+            reason=Reason.DISK_FULL,
+        )
+    if type(error).__name__ == "OutOfMemoryError":
+        return RunError(
+            "the GPU's memory is full",
+            why=str(error).partition("\n")[0],
+            remedy="halve --batch_size and double --accumulation_steps, or set --max_tokens_per_batch",
+            reason=Reason.OUT_OF_GPU_MEMORY,
+        )
+    return RunError(
+        f"the trainer broke: {type(error).__name__}: {error}",
+        why="this is not a condition it knows; the traceback is in the log",
+        remedy="read the log's last lines; if it is no fault of the machine, report it with them",
+    )
+
+
+def report(error: Exception) -> int:
+    """Say a failure on stderr and return the exit code; a traceback only for what we did not foresee."""
+    if isinstance(error, PeerFailed):
+        return 6
+    told = explain(error)
+    if told is not error and told.reason is Reason.TRAINER_ERROR:
+        traceback.print_exception(error, file=sys.stderr)
+    print(f"error: {told}", file=sys.stderr, flush=True)
+    return 3 if told.reason in (Reason.DATA_MISSING, Reason.DATA_INVALID, Reason.ENV_MISMATCH) else 6

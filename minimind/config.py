@@ -1,0 +1,233 @@
+"""Every option, once: frozen dataclasses whose annotated fields become the command line; stage defaults."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from minimind.rundir import Reason, RunError
+
+Schedule = Literal["minimind2", "minimind3", "cosine", "constant"]
+Arch = Literal["minimind2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of one decoder. ``for_arch`` fills in what a generation derives from its hidden size."""
+
+    arch: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    rope_theta: float = 1e6
+    max_position_embeddings: int = 32768
+
+    @classmethod
+    def for_arch(cls, arch: str, *, hidden_size: int, num_hidden_layers: int, vocab_size: int) -> ModelConfig:
+        """The generation's proportions; minimind2: 8 heads, 2 of keys and values, SwiGLU 8/3 wide, rounded up to 64."""
+        heads = 8
+        if hidden_size % (2 * heads):
+            raise RunError(
+                f"hidden_size {hidden_size} does not fit {heads} heads",
+                why="each head needs an even width for its rotary halves",
+                remedy=f"use a multiple of {2 * heads}, e.g. {max(1, hidden_size // (2 * heads)) * 2 * heads}",
+            )
+        return cls(
+            arch=arch,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=2,
+            head_dim=hidden_size // heads,
+            intermediate_size=-(-int(hidden_size * 8 / 3) // 64) * 64,
+            rms_norm_eps=1e-5,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What every training stage takes. Names are the original's; a dash is accepted for every underscore."""
+
+    epochs: Annotated[int, "passes over the data"] = 1
+    batch_size: Annotated[int, "samples (dpo: pairs) in a micro-batch of one rank"] = 32
+    accumulation_steps: Annotated[int, "micro-batches of each rank in one optimizer step"] = 1
+    learning_rate: Annotated[float, "peak learning rate; the schedule is a function of the micro-batch"] = 5e-4
+    lr_schedule: Annotated[Schedule, "shape of the learning rate over the run"] = "minimind2"
+    grad_clip: Annotated[float, "largest gradient norm; 0 does not clip"] = 1.0
+    max_seq_len: Annotated[int, "tokens of one text; longer ones are cut on the right, and counted"] = 512
+    max_steps: Annotated[int | None, "stop after this many optimizer steps (the schedule stays that of all epochs)"] = (
+        None
+    )
+    max_tokens_per_batch: Annotated[int | None, "split a micro-batch into passes of at most this many tokens"] = None
+    pack: Annotated[bool, "concatenate texts without padding; --no-pack pads to max_seq_len as the original does"] = (
+        True
+    )
+    skip_bad_lines: Annotated[int, "lines of the data that may be bad before the run refuses it"] = 0
+    seed: Annotated[int, "decides initial weights and the order of samples"] = 42
+    deterministic: Annotated[bool, "refuse kernels whose result may differ between two runs"] = False
+    device: Annotated[str, "auto, cpu, cuda or cuda:N"] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], "autocast type on a GPU; a CPU computes in float32"] = (
+        "bfloat16"
+    )
+    num_workers: Annotated[int, "accepted for old command lines; batches are read from memory-mapped shards"] = 1
+    use_compile: Annotated[bool, "torch.compile each block"] = False
+    arch: Annotated[Arch, "generation of the model"] = "minimind2"
+    hidden_size: Annotated[int, "width of the model; 512 is the 26M preset, 768 with 16 layers the 104M one"] = 512
+    num_hidden_layers: Annotated[int, "decoder blocks"] = 8
+    data_path: Annotated[Path | None, "JSONL file; default: the stage's file in dataset/"] = None
+    tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ in save_dir"] = None
+    save_dir: Annotated[Path, "where weights get the original's names"] = Path("out")
+    from_weight: Annotated[str | None, "name in save_dir or path of the weights to start from; none: random"] = None
+    from_resume: Annotated[
+        bool | None, "1 requires a checkpoint, 0 refuses to go on from one; default: go on if any"
+    ] = None
+    run_dir: Annotated[Path | None, "run directory; default: a new one in runs/ beside save_dir"] = None
+    save_interval: Annotated[int, "optimizer steps between checkpoints; the last step is always saved"] = 100
+    keep_checkpoints: Annotated[int, "newest checkpoints kept in the run directory"] = 2
+    log_interval: Annotated[int, "optimizer steps between lines on the console (metrics.jsonl has every step)"] = 100
+    max_bad_steps: Annotated[int, "steps in a row with a gradient that is not finite before the run fails"] = 3
+    use_wandb: Annotated[bool, "also log to Weights & Biases (rank 0)"] = False
+    wandb_project: Annotated[str, "project name there"] = "MiniMind"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig(TrainConfig):
+    """Direct preference optimisation."""
+
+    beta: Annotated[float, "strength of the pull towards the reference model"] = 0.1
+    length_normalised: Annotated[
+        bool, "average log-probabilities over answer tokens (minimind2) instead of summing"
+    ] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(TrainConfig):
+    """Low-rank adapters on a frozen model."""
+
+    lora_name: Annotated[str, "name of the adapter: lora/<name>_<hidden>.pth"] = "lora_identity"
+    lora_rank: Annotated[int, "rank of each adapter"] = 8
+    from_lora: Annotated[Path | None, "adapter to start from"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Training a tokenizer from text."""
+
+    data_path: Annotated[Path | None, "JSONL file with text or conversations; default: dataset/pretrain_hq.jsonl"] = (
+        None
+    )
+    save_dir: Annotated[Path, "the tokenizer is linked into tokenizer/ here"] = Path("out")
+    vocab_size: Annotated[int, "entries, special tokens included"] = 6400
+    run_dir: Annotated[Path | None, "run directory; default: a new one in runs/ beside save_dir"] = None
+
+
+CONFIGS: dict[str, type[TrainConfig] | type[TokenizerConfig]] = {
+    "tokenizer": TokenizerConfig,
+    "pretrain": TrainConfig,
+    "full_sft": TrainConfig,
+    "dpo": DpoConfig,
+    "lora": LoraConfig,
+}
+
+DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("minimind2", "pretrain"): {"learning_rate": 5e-4, "batch_size": 32, "accumulation_steps": 8, "epochs": 1},
+    ("minimind2", "full_sft"): {"learning_rate": 5e-7, "batch_size": 16, "epochs": 2},
+    ("minimind2", "dpo"): {"learning_rate": 1e-8, "batch_size": 4, "epochs": 2, "max_seq_len": 1024},
+    ("minimind2", "lora"): {"learning_rate": 1e-4, "batch_size": 32, "epochs": 10},
+}
+
+ALIASES = {"save_dir": ("out_dir",)}
+
+
+def parse_bool(text: str) -> bool:
+    """``1/0``, ``true/false``, ``yes/no``: the original writes its switches both as flags and as 0/1."""
+    if text.lower() in ("1", "true", "yes"):
+        return True
+    if text.lower() in ("0", "false", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that suggests the nearest flag."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Say what is wrong, with the nearest known flag, and leave with 2."""
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
+        near = [match for word in unknown for match in difflib.get_close_matches(word.split("=")[0], known, n=1)]
+        hint = f"\n  remedy: did you mean {', '.join(near)}?" if near else f"\n  remedy: see {self.prog} --help"
+        self.exit(2, f"{self.prog}: {message}{hint}\n")
+
+
+def add_fields(parser: argparse.ArgumentParser, config: type[Any], overrides: dict[str, Any]) -> None:
+    """One flag per field of a frozen dataclass: type, help and default come from the field."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    for field in dataclasses.fields(config):
+        kind, text = typing.get_args(hints[field.name])
+        default = overrides.get(field.name, field.default)
+        spellings = [field.name, *ALIASES.get(field.name, ())]
+        flags = [f"--{s}" for name in spellings for s in dict.fromkeys((name, name.replace("_", "-")))]
+        shown = f"{text} [default: {default}]" if default is not None else text
+        if isinstance(kind, types.UnionType):
+            kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        options: dict[str, Any] = {"default": default, "help": shown, "dest": field.name}
+        if typing.get_origin(kind) is Literal:
+            parser.add_argument(*flags, choices=typing.get_args(kind), **options)
+        elif kind is bool:
+            parser.add_argument(*flags, nargs="?", const=True, type=parse_bool, metavar="0|1", **options)
+            negative = [flag.replace("--", "--no-", 1) for flag in flags]
+            parser.add_argument(
+                *negative, dest=field.name, action="store_false", default=default, help=argparse.SUPPRESS
+            )
+        else:
+            parser.add_argument(*flags, type=kind, metavar=kind.__name__.upper(), **options)
+
+
+def parse(stage: str, argv: Sequence[str]) -> Any:
+    """The stage's config from its command line.
+
+    Raises:
+        SystemExit: 2 on a flag that does not exist or does not parse.
+        RunError: on a value that no run can have.
+    """
+    config = CONFIGS[stage]
+    overrides = DEFAULTS.get(("minimind2", stage), {})
+    parser = Parser(prog=f"python -m minimind {stage}", description=config.__doc__, allow_abbrev=False)
+    add_fields(parser, config, overrides)
+    parsed = config(**vars(parser.parse_args(list(argv))))
+    for name in ("epochs", "batch_size", "accumulation_steps", "save_interval", "log_interval", "keep_checkpoints"):
+        _at_least(parsed, name, 1)
+    _at_least(parsed, "max_seq_len", 2)
+    for name in ("max_steps", "max_tokens_per_batch", "lora_rank", "num_hidden_layers", "max_bad_steps"):
+        _at_least(parsed, name, 1)
+    return parsed
+
+
+def _at_least(config: object, name: str, least: int) -> None:
+    value = getattr(config, name, None)
+    if value is not None and value < least:
+        raise RunError(
+            f"--{name} {value} is not possible",
+            why=f"it must be at least {least}",
+            remedy=f"give --{name} {least} or more",
+            reason=Reason.TRAINER_ERROR,
+        )
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The config as JSON-ready values."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}

@@ -1,0 +1,87 @@
+"""Numbers of each step: one line in metrics.jsonl always, the console by interval, Weights & Biases on request.
+
+A tracker that is missing, fails or dies is said once and never stops training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+PEAK_FLOPS: dict[str, float] = {
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bf16 peak by the beginning of the device's name, from the vendor's data sheets."""
+
+
+class Metrics:
+    """Rank 0's record of a run."""
+
+    def __init__(self, path: Path, *, log_interval: int, total_steps: int, steps_per_epoch: int, epochs: int) -> None:
+        self.file = open(  # noqa: SIM115
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0
+        )
+        self.log_interval, self.total_steps = log_interval, total_steps
+        self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
+        self.tracker: Any = None
+        self.started: tuple[float, int] | None = None
+        if path.stat().st_size and path.read_bytes()[-1:] != b"\n":
+            self.file.write(b"\n")  # a line cut by a kill stays unterminated for readers, ours begins on a new one
+
+    def track(self, *, project: str, name: str, config: dict[str, Any], folder: Path) -> None:
+        """Also log to Weights & Biases, offline where there is no key."""
+        try:
+            import wandb
+
+            keyed = bool(os.environ.get("WANDB_API_KEY")) or Path("~/.netrc").expanduser().exists()
+            mode = os.environ.get("WANDB_MODE") or ("online" if keyed else "offline")
+            self.tracker = wandb.init(
+                project=project, name=name, id=name, resume="allow", config=config, dir=str(folder), mode=mode
+            )
+        except Exception as error:  # whatever a tracker does must not cost a training
+            print(f"warning: not tracking with wandb: {type(error).__name__}: {error}", flush=True)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Record one step."""
+        self.file.write((json.dumps(line) + "\n").encode())
+        step = line["step"]
+        now = (line["time"], step)
+        self.started = self.started or now
+        if step % self.log_interval == 0 or step == self.total_steps or step == 1:
+            per_step_s = (now[0] - self.started[0]) / max(1, step - self.started[1])
+            left_s = per_step_s * (self.total_steps - step)
+            extra = "".join(f" {key} {line[key]:.3f}" for key in ("margin", "accuracy") if key in line)
+            loss, norm = (float("nan") if line[key] is None else line[key] for key in ("loss", "grad_norm"))
+            print(
+                f"step {step}/{self.total_steps} epoch {line['epoch']}/{self.epochs} loss {loss:.4f}{extra} "
+                f"lr {line['lr']:.3e} grad_norm {norm:.3f} {line['tokens_per_s']:,.0f} tokens/s "
+                f"left {left_s:.0f} s",
+                flush=True,
+            )
+        if self.tracker is not None:
+            try:
+                self.tracker.log({k: v for k, v in line.items() if k not in ("step", "time")}, step=step)
+            except Exception as error:
+                print(f"warning: wandb stopped: {type(error).__name__}: {error}; training goes on", flush=True)
+                self.tracker = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.tracker is not None:
+            try:
+                self.tracker.finish()
+            except Exception as error:
+                print(f"warning: wandb did not finish: {type(error).__name__}: {error}", flush=True)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU, None where the table does not know it."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if device_name.startswith(name)), None)

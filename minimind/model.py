@@ -1,0 +1,243 @@
+"""The decoder: Llama's block with MiniMind's sizes, state-dict keys as in Hugging Face.
+
+Shapes: B rows, T tokens, C hidden, H heads, K key/value heads, D head width, V vocabulary, N selected positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimind.config import ModelConfig
+from minimind.rundir import Reason, RunError
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in fp32; minimind2 casts back before multiplying with the weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> the same shape and dtype."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def rotary_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for positions (T,): two (T, D) tables in fp32, the frequencies repeated for the two halves.
+
+    RoFormer (Su et al. 2021) in the half-split layout of Llama.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
+    angles = torch.outer(positions.float(), 1.0 / config.rope_theta**exponents)
+    angles = torch.cat((angles, angles), -1)  # (T, D)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary positions to (B, H, T, D)."""
+    cos, sin = (table.to(x.dtype) for table in tables)
+    low, high = x.chunk(2, -1)
+    return x * cos + torch.cat((-high, low), -1) * sin
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, one preallocated (B, K, limit, D) pair per layer."""
+
+    limit: int
+    length: int = 0
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, K, T, D) and return all of the layer's keys and values."""
+        if layer == len(self.layers):
+            shape = (k.shape[0], k.shape[1], self.limit, k.shape[3])
+            self.layers.append((k.new_zeros(shape), v.new_zeros(shape)))
+        keys, values = self.layers[layer]
+        end = self.length + k.shape[2]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    """Causal attention over (B, H, T, D), keys and values already repeated to H heads.
+
+    With ``lengths`` the single row is documents one after the other, and each attends to itself alone. A CPU takes them
+    one by one (no mask, nothing computed twice); a GPU takes them as one padded batch.
+    """
+    if lengths is None or len(lengths) == 1:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if q.device.type == "cpu":
+        parts = zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([F.scaled_dot_product_attention(*part, is_causal=True) for part in parts], dim=2)
+    return attend_padded(q, k, v, lengths)
+
+
+def attend_padded(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The same as :func:`attend` in one kernel call: documents become rows of a padded batch and come back."""
+    longest = max(lengths)
+    rows = torch.arange(len(lengths), device=q.device).repeat_interleave(torch.tensor(lengths, device=q.device))
+    columns = torch.cat([torch.arange(n, device=q.device) for n in lengths])
+
+    def pad(x: Tensor) -> Tensor:
+        padded = x.new_zeros(len(lengths), longest, x.shape[1], x.shape[3])
+        padded[rows, columns] = x[0].transpose(0, 1)
+        return padded.transpose(1, 2)  # (documents, H, longest, D)
+
+    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), is_causal=True)
+    return out.transpose(1, 2)[rows, columns].transpose(0, 1).unsqueeze(0)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, no biases."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Cache | None
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        b, t, _ = x.shape
+        q, k, v = (
+            projection(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, H or K, T, D)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, tables), rotate(k, tables)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        k, v = (z.repeat_interleave(self.groups, dim=1) for z in (k, v))
+        if cache is not None and t == 1:
+            out = F.scaled_dot_product_attention(q, k, v)
+        elif cache is not None and k.shape[2] > t:
+            seen = torch.ones(t, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - t)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        else:
+            out = attend(q, k, v, lengths)
+        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
+        return projected
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Cache | None
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.self_attn(self.input_layernorm(x), tables, lengths, cache)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, last norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class MiniMind(nn.Module):
+    """The language model; ``lm_head`` is tied to the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.model.embed_tokens.weight = self.lm_head.weight
+
+    def flops_per_token(self) -> int:
+        """Training FLOPs of one token: 6 for each weight of a matmul (Kaplan et al. 2020).
+
+        Attention over the context is small beside them at MiniMind's lengths and left out: MFU is never flattered.
+        """
+        return 6 * sum(p.numel() for p in self.parameters() if p.dim() > 1)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        lengths: Sequence[int] | None = None,
+        cache: Cache | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        """Logits.
+
+        Args:
+            input_ids: (B, T) token ids.
+            lengths: with B = 1, the lengths of the documents that make up the row; positions restart at each.
+            cache: earlier tokens' keys and values; these T tokens are appended.
+            select: (N,) indices into the B*T positions; only their logits are computed.
+
+        Returns:
+            (B, T, V), or (N, V) with ``select``.
+
+        Raises:
+            RunError: when a text is longer than the model's positions.
+        """
+        start = cache.length if cache is not None else 0
+        if lengths is None:
+            positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+            longest = start + input_ids.shape[1]
+        else:
+            positions = torch.cat([torch.arange(n, device=input_ids.device) for n in lengths])
+            longest = max(lengths)
+        if longest > self.config.max_position_embeddings:
+            raise RunError(
+                f"a text of {longest} tokens is too long for this model",
+                why=f"it has {self.config.max_position_embeddings} positions",
+                remedy="shorten the text, or lower --max_seq_len",
+                reason=Reason.DATA_INVALID,
+            )
+        tables = rotary_tables(self.config, positions)
+        x = self.model.embed_tokens(input_ids)
+        for block in self.model.layers:
+            x = block(x, tables, lengths, cache)
+        if cache is not None:
+            cache.length += input_ids.shape[1]
+        x = self.model.norm(x)  # (B, T, C)
+        if select is not None:
+            x = x.reshape(-1, x.shape[-1]).index_select(0, select)  # (N, C)
+        logits: Tensor = self.lm_head(x)
+        return logits

@@ -1,0 +1,11 @@
+"""The table of stages: name -> class. Adding one is its file, this line and a row in the catalog."""
+
+from __future__ import annotations
+
+from minimind.stages.base import Stage
+from minimind.stages.dpo import Dpo
+from minimind.stages.full_sft import FullSft
+from minimind.stages.lora import LoraSft
+from minimind.stages.pretrain import Pretrain
+
+STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "full_sft": FullSft, "dpo": Dpo, "lora": LoraSft}

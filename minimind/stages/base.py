@@ -1,0 +1,56 @@
+"""What a stage is: how its lines are read, what is trained, the loss of a batch, the weights it leaves."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from minimind.batches import Batch
+from minimind.model import MiniMind
+from minimind.shards import Kind
+
+Forward = Callable[..., Tensor]
+"""The (possibly wrapped) model's call: ``forward(ids, lengths=…, select=…)`` -> (N, V)."""
+
+
+class Stage(abc.ABC):
+    """One stage. ``loss`` returns a sum and its count, and sums of whatever else metrics.jsonl shows per count."""
+
+    kind: ClassVar[Kind]
+    told: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def prepare(self, model: MiniMind) -> None:
+        """Turn the loaded weights into what is trained: freeze, inject adapters, keep a reference."""
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Further weight files this stage reads."""
+        return ()
+
+    @property
+    def needs_start_on_resume(self) -> bool:
+        """Whether a checkpoint alone cannot rebuild the stage (a frozen base or a reference is not in it)."""
+        return False
+
+    @abc.abstractmethod
+    def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
+        """Sum, count and named sums of one pass."""
+
+    def weights(self, model: MiniMind) -> dict[str, Tensor]:
+        """The state dict to export."""
+        return model.state_dict()
+
+    def to(self, device: Any) -> None:
+        """Move what the stage keeps beside the model."""
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters with gradients, by name; a tied one stands once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

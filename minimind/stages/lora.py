@@ -1,0 +1,48 @@
+"""Adapters on a frozen model, trained like supervised fine-tuning and synchronised like everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from minimind import lora
+from minimind.batches import Batch
+from minimind.config import LoraConfig
+from minimind.losses import cross_entropy_sum
+from minimind.model import MiniMind
+from minimind.stages.base import Forward, Stage
+
+
+class LoraSft(Stage):
+    """Cross-entropy over answer tokens; only the adapters learn and only they are saved."""
+
+    kind = "chat"
+    config: LoraConfig
+
+    def prepare(self, model: MiniMind) -> None:
+        """Inject new adapters, or those of ``--from_lora``, and freeze the rest."""
+        if self.config.from_lora:
+            lora.apply(model, self.config.from_lora)
+        else:
+            lora.inject(model, rank=self.config.lora_rank)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The adapter to start from."""
+        return (self.config.from_lora,) if self.config.from_lora else ()
+
+    @property
+    def needs_start_on_resume(self) -> bool:
+        """The frozen base is not in a checkpoint."""
+        return True
+
+    def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
+        """Cross-entropy summed over the batch's N answer tokens."""
+        logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
+        return cross_entropy_sum(logits, batch.targets), len(batch.targets), {}
+
+    def weights(self, model: MiniMind) -> dict[str, Tensor]:
+        """The adapters alone."""
+        return lora.adapter_state(model)

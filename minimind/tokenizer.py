@@ -1,0 +1,156 @@
+"""The tokenizer: load, train, chat template; files are Hugging Face's tokenizer.json and tokenizer_config.json."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2.sandbox
+import tokenizers
+
+from minimind.rundir import Reason, RunError
+
+PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+ROLES = ("system", "user", "assistant")
+# minimind2's format: a default system turn, and the answer's header is written by the user's turn.
+CHAT_TEMPLATE = (
+    "{% set first = messages[0] if messages else none %}"
+    "{{ '<|im_start|>system\\n' + (first['content'] if first and first['role'] == 'system'"
+    " else 'You are a helpful assistant') + '<|im_end|>\\n' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ '<|im_start|>user\\n' + message['content'] + '<|im_end|>\\n<|im_start|>assistant\\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}"
+    "{% endfor %}"
+)
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Tokenizer:
+    """Text to ids and back, and conversations to text with the spans that the assistant wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load from a folder.
+
+        Raises:
+            RunError: when the files are missing or are no tokenizer.
+        """
+        self.folder = folder
+        try:
+            data, config = (folder / "tokenizer.json").read_bytes(), (folder / "tokenizer_config.json").read_bytes()
+            self.backend = tokenizers.Tokenizer.from_str(data.decode())
+            template = str(json.loads(config)["chat_template"])
+            environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+            self._template = environment.from_string(template)
+        except FileNotFoundError as error:
+            raise RunError(
+                f"no tokenizer in {folder}",
+                why=f"{error.filename} does not exist",
+                remedy="give --tokenizer PATH, or train one: python -m minimind tokenizer --data_path FILE",
+                reason=Reason.DATA_MISSING,
+            ) from error
+        except Exception as error:  # tokenizers raises plain Exception
+            raise RunError(
+                f"{folder} holds no usable tokenizer",
+                why=f"{type(error).__name__}: {error}",
+                remedy="copy tokenizer.json and tokenizer_config.json again from where the weights came from",
+                reason=Reason.DATA_INVALID,
+            ) from error
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.sha256 = hashlib.sha256(data + b"\0" + template.encode()).hexdigest()
+        self.vocab_size = self.backend.get_vocab_size()
+        self.pad_id, self.bos_id, self.eos_id = (self._special(token) for token in (PAD, BOS, EOS))
+
+    def _special(self, token: str) -> int:
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise RunError(
+                f"the tokenizer in {self.folder} lacks {token}",
+                why="MiniMind's chat format needs it as one token",
+                remedy="use MiniMind's tokenizer, or train one with `python -m minimind tokenizer`",
+                reason=Reason.DATA_INVALID,
+            )
+        return int(found)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text; special tokens written in it count as such, none are added."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of the ids."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
+
+    def render(self, messages: Messages) -> str:
+        """The conversation as the model reads it.
+
+        Raises:
+            RunError: when the template refuses it.
+        """
+        try:
+            return str(self._template.render(messages=messages, add_generation_prompt=False))
+        except jinja2.TemplateError as error:
+            raise RunError(
+                "the chat template refuses this conversation",
+                why=str(error),
+                remedy="every message needs a role and a content; see the file's chat_template",
+                reason=Reason.DATA_INVALID,
+            ) from error
+
+    def render_with_answers(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and the characters ``[start, end)`` of each assistant turn with its ``<|im_end|>`` and newline.
+
+        Roles are the line's roles, whatever their order. The template's text of the first k messages must be a
+        prefix of the whole, which holds for MiniMind's.
+        """
+        text = self.render(messages)
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                upto = self.render(messages[: index + 1])
+                spans.append((len(upto) - len(message["content"]) - len(EOS) - 1, len(upto)))
+        return text, spans
+
+    def prompt(self, messages: Messages) -> str:
+        """Text up to where the assistant begins to answer."""
+        text = self.render(messages)
+        header = f"{BOS}assistant\n"
+        return text if text.endswith(header) else text + header
+
+
+@functools.cache
+def load(folder: Path) -> Tokenizer:
+    """A tokenizer, read once."""
+    return Tokenizer(folder)
+
+
+def train(texts: Iterator[str], folder: Path, *, vocab_size: int) -> None:
+    """Train a byte-level BPE with MiniMind's three special tokens at ids 0 to 2 and write it into ``folder``."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "unk_token": PAD,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 32768,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
