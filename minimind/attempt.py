@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from minimind.durable import AlreadyHeld, hold, publish, to_json, verified_files
+from minimind.durable import AlreadyHeld, hold, publish, to_json, verified_weights
 from minimind.process import boot_id, start_time
 from minimind.rundir import Reason, RunDir, RunError, RunSpec, new_run_id
 
@@ -82,13 +82,13 @@ class Attempt:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         if error is None:
             if self.rank == 0:
                 self._conclude({"status": self.status, "last_step": self.last_step})
-            return False
+            return
         if isinstance(error, PeerFailed) or not isinstance(error, Exception):
-            return False
+            return
         if isinstance(error, RunError):
             error.agreed = self.agreed
         said = self._explain(error)
@@ -98,14 +98,13 @@ class Attempt:
             )
             if self.rank == 0:
                 self._conclude({"status": "error", **said, "last_step": self.last_step})
-        return False
 
     def _conclude(self, outcome: dict[str, Any]) -> None:
         if self.folder is None:
             return
         publish(self.folder / "outcome.json", to_json(outcome))
         if not self.supervised:  # nobody else will say how it ended
-            weights = (verified_files(self.dir.export) or []) if self.status == "done" else []
+            weights = verified_weights(self.dir.export) if self.status == "done" else []
             reason = outcome.get("reason") or (Reason.NO_WEIGHTS if self.status == "done" and not weights else None)
             ended = {"code": 0 if reason is None else 6, "reason": reason, "weights": weights, "ended_at": time.time()}
             publish(self.folder / "exit.json", to_json(ended))

@@ -58,7 +58,7 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def unsynchronised(self, model: nn.Module) -> AbstractContextManager[None]:
         """Gradients stay on this rank: for every pass of a step but the last."""

@@ -95,6 +95,12 @@ def verified_files(folder: Path) -> list[dict[str, Any]] | None:
         return None
 
 
+def verified_weights(export: Path) -> list[dict[str, Any]]:
+    """The verified files of an export; empty when anything differs or no file among them is weights or a tokenizer."""
+    files = verified_files(export) or []
+    return files if any(str(file["path"]).endswith((".pth", "tokenizer.json")) for file in files) else []
+
+
 def tree_hash(folder: Path) -> str:
     """One sha256 over the names and contents of every ``.py`` file below a folder: which code is this."""
     total = hashlib.sha256()

@@ -154,7 +154,8 @@ def _one_step(
     count = sum(state.reader.count(samples) for samples in step.micro_batches)
     passes = _my_passes(state, step, ranks)
     waited_s = time.perf_counter() - began
-    loss_sum, names, told = 0.0, state.stage.told, {}
+    loss_sum, names = 0.0, state.stage.told
+    told: dict[str, float] = {}
     for index, (batch, share) in enumerate(passes):
         last = index == len(passes) - 1
         with nullcontext() if last else ranks.unsynchronised(state.wrapped), _autocast(config, ranks):

@@ -77,8 +77,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None) -> Te
     if lengths is None or len(lengths) == 1:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if q.device.type == "cpu":
-        parts = zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([F.scaled_dot_product_attention(*part, is_causal=True) for part in parts], dim=2)
+        parts = zip(*(torch.split(x, list(lengths), dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([F.scaled_dot_product_attention(a, b, c, is_causal=True) for a, b, c in parts], dim=2)
     return attend_padded(q, k, v, lengths)
 
 

@@ -50,7 +50,8 @@ class Shards:
 
     def lengths(self, max_seq_len: int) -> np.ndarray:
         """Tokens of each document after the cut, (documents,)."""
-        return np.minimum(np.diff(self.offsets), max_seq_len)
+        lengths: np.ndarray = np.minimum(np.diff(self.offsets), max_seq_len)
+        return lengths
 
     def target_counts(self, max_seq_len: int) -> np.ndarray:
         """Targets of each document after the cut, (documents,): its first token is never one, nothing predicts it."""
@@ -174,8 +175,8 @@ def load(
             remedy="give --data_path FILE, or put the file there",
             reason=Reason.DATA_MISSING,
         )
-    key = {"version": VERSION, "kind": kind, "file": sha256_file(path), "tokenizer": tokenizer.sha256}
-    name = f"{key['file'][:16]}-{tokenizer.sha256[:8]}-{kind}-skip{skip_bad_lines}-v{VERSION}"
+    content = sha256_file(path)
+    name = f"{content[:16]}-{tokenizer.sha256[:8]}-{kind}-skip{skip_bad_lines}-v{VERSION}"
     home = path.with_name(path.name + ".shards")
     try:
         home.mkdir(mode=0o700, exist_ok=True)
@@ -195,7 +196,13 @@ def load(
             aside = home / f".{name}.{os.getpid()}.tmp"
             aside.mkdir(mode=0o700)
             try:
-                meta = key | _write(aside, path, kind, tokenizer, skip_bad_lines=skip_bad_lines)
+                meta = {
+                    "version": VERSION,
+                    "kind": kind,
+                    "file": content,
+                    "tokenizer": tokenizer.sha256,
+                    **_write(aside, path, kind, tokenizer, skip_bad_lines=skip_bad_lines),
+                }
                 with open(aside / "meta.json", "wb") as file:
                     file.write(to_json(meta))
                     file.flush()

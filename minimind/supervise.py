@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimind.durable import AlreadyHeld, hold, publish, to_json, tree_hash, verified_files
+from minimind.durable import AlreadyHeld, hold, publish, to_json, tree_hash, verified_weights
 from minimind.process import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, boot_id, detach, oom_kills, prctl, start_time
 from minimind.rundir import BEAT_INTERVAL_S, Reason, RunDir, RunError, RunSpec
 
@@ -211,7 +211,7 @@ class Supervisor:
         outcome = _read(self.folder / "outcome.json")
         errors = sorted((_read(p) for p in self.folder.glob("error.rank*.json")), key=lambda e: float(e.get("time", 0)))
         status = outcome.get("status")
-        weights = (verified_files(self.dir.export) or []) if status == "done" and code == 0 else []
+        weights = verified_weights(self.dir.export) if status == "done" and code == 0 else []
         reason: str | None = None
         first = errors[0] if errors else {}
         if code == 0 and status == "done":
