@@ -83,7 +83,7 @@ class ShellTransport(abc.ABC):
         ):
             part.truncate(offset)
             part.seek(offset)
-            for data in running.chunks(None):
+            for data in running.chunks(None) if wanted else ():
                 kept = data[:wanted]
                 part.write(kept)
                 wanted -= len(kept)

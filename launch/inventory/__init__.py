@@ -89,10 +89,23 @@ def load(explicit: Path | None, *, cwd: Path, environ: Mapping[str, str]) -> Inv
         LaunchError: INVALID when the file is missing, unreadable or says something that is not understood.
     """
     path = find(explicit, cwd=cwd, environ=environ)
-    table = {} if path is None else _read(path)
-    home = cwd if path is None else path.parent
+    text = "" if path is None else read_text(path)
+    return parse(text, path=path, home=cwd if path is None else path.parent, environ=environ)
+
+
+def parse(text: str, *, path: Path | None, home: Path, environ: Mapping[str, str]) -> Inventory:
+    """The inventory that this text of launch.toml means; LAUNCH_SSH_CONFIG names another ssh config.
+
+    Raises:
+        LaunchError: INVALID, naming the file and the key or line.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        why, remedy = f"it is not valid TOML: {error}", "correct that line; `launch init` writes an example"
+        raise _unusable(path, why, remedy) from error
     config = environ.get("LAUNCH_SSH_CONFIG")
-    return build(table, path=path, home=home, ssh_config=cwd / config if config else None)
+    return build(table, path=path, home=home, ssh_config=home / _expanded(config) if config else None)
 
 
 def build(table: Mapping[str, Any], *, path: Path | None, home: Path, ssh_config: Path | None = None) -> Inventory:
@@ -138,20 +151,24 @@ def parse_ssh(text: str) -> SshAddress:
     return SshAddress(user=user or None, name=name, port=int(port) if port else None)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    def invalid(why: str, remedy: str) -> LaunchError:
-        return LaunchError(f"{path} cannot be used", why=why, remedy=remedy, code=Exit.INVALID)
+def read_text(path: Path) -> str:
+    """The text of a launch.toml.
 
+    Raises:
+        LaunchError: INVALID when there is none that can be read.
+    """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise invalid("there is no such file", "launch init") from error
+        raise _unusable(path, "there is no such file", "launch init") from error
     except OSError as error:
-        raise invalid(error.strerror or str(error), f"make {path} readable") from error
+        raise _unusable(path, error.strerror or str(error), f"make {path} readable") from error
     except UnicodeDecodeError as error:
-        raise invalid(f"it is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise invalid(f"it is not valid TOML: {error}", "correct that line; `launch init` writes an example") from error
+        raise _unusable(path, f"it is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+
+
+def _unusable(path: Path | None, why: str, remedy: str) -> LaunchError:
+    return LaunchError(f"{path or FILE} cannot be used", why=why, remedy=remedy, code=Exit.INVALID)
 
 
 def _host(name: str, entry: object, *, home: Path, where: str) -> Host:

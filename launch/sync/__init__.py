@@ -1,0 +1,6 @@
+"""Moving files between the laptop and a host: list, compare, transfer, verify, publish."""
+
+from launch.sync.home import Report, sync_out
+from launch.sync.laptop import Push, compare, sync_in
+
+__all__ = ["Push", "Report", "compare", "sync_in", "sync_out"]

@@ -1,0 +1,184 @@
+"""The folder at home: parts that survive a kill, names that appear only when whole, checksums written last."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from launch.errors import Exit, LaunchError
+from launch.sync.listing import RemoteFile
+from minimind.durable import SUMS, fsync_dir, sha256_file
+from minimind.rundir import publish, to_json
+
+LOCK_WAIT_S = 10.0
+
+
+class Store:
+    """``folder`` with its ``.sync/`` (parts, lock) and ``.previous/`` (what was replaced)."""
+
+    def __init__(self, folder: Path, *, stamp: str) -> None:
+        self.folder, self._stamp = folder, stamp
+        self._parts = folder / ".sync"
+        self.lock_fd: int | None = None
+
+    def part(self, sha256: str) -> Path:
+        """Where the bytes with this hash gather."""
+        return self._parts / f"{sha256}.part"
+
+    def part_bytes(self, sha256: str) -> int:
+        """How many of them an earlier attempt left."""
+        with contextlib.suppress(OSError):
+            return self.part(sha256).lstat().st_size
+        return 0
+
+    def gathered_bytes(self) -> int:
+        """What all earlier attempts left."""
+        return sum(part.lstat().st_size for part in self._parts.glob("*.part"))
+
+    def free_bytes(self) -> int:
+        """Room on the disk that holds, or will hold, the folder."""
+        there = next(path for path in (self.folder, *self.folder.parents) if path.is_dir())
+        return shutil.disk_usage(there).free
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other syncs out of the folder; the kernel lets go when we, and an rsync of ours, are gone.
+
+        Raises:
+            LaunchError: REFUSED when another one is at work.
+        """
+        self._parts.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._parts / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        deadline = time.monotonic() + LOCK_WAIT_S  # the rsync of a killed launcher dies within a second or two
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
+                        raise LaunchError(
+                            f"another sync-out is writing to {self.folder}",
+                            why=f"{self._parts / 'lock'} is held by a living process",
+                            remedy="wait for it to end, or give another folder with --to",
+                            code=Exit.REFUSED,
+                        ) from error
+                    time.sleep(0.1)
+            self.lock_fd = fd
+            yield
+        finally:
+            self.lock_fd = None
+            os.close(fd)
+
+    def has_length(self, path: str, length_bytes: int) -> bool:
+        """Whether a regular file of that name and length is there."""
+        target = self.folder / path
+        return target.is_file() and not target.is_symlink() and target.stat().st_size == length_bytes
+
+    def matches(self, file: RemoteFile) -> bool:
+        """Whether the file is there with exactly its bytes."""
+        return self.has_length(file.path, file.length_bytes) and sha256_file(self.folder / file.path) == file.sha256
+
+    def place(self, source: Path, path: str, *, move: bool) -> None:
+        """Give a verified file its final name, all at once; a different file of that name is kept in .previous/."""
+        target = self.folder / path
+        if target.is_dir() and not target.is_symlink():
+            raise LaunchError(
+                f"{target} is a folder here and a file on the host",
+                why="a folder is never replaced by a file",
+                remedy="move it away, or give another folder with --to",
+                code=Exit.REFUSED,
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._keep_previous(target, path, source)
+        if move:
+            try:
+                os.replace(source, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._alias(source, target)
+                source.unlink()
+        else:
+            self._alias(source, target)
+        fsync_dir(target.parent)
+
+    def _alias(self, source: Path, target: Path) -> None:
+        temporary = target.with_name(f".tmp-{secrets.token_hex(8)}")
+        try:
+            _link_or_copy(source, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)  # replacing a link by a link to the same file leaves it behind
+
+    def _keep_previous(self, target: Path, path: str, source: Path) -> None:
+        if not os.path.lexists(target) or (target.is_file() and _begins_with(source, target)):
+            return
+        kept = self.folder / ".previous" / self._stamp / path
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.path.lexists(kept):
+            _link_or_copy(target, kept)
+
+    def finish(self, manifest: Mapping[str, object], sums: Mapping[str, str]) -> list[str]:
+        """Write manifest.json, then SHA256SUMS: both together mean that everything is here and whole.
+
+        Files of earlier syncs stay listed while they are what they were; returns those that are not any more.
+        """
+        merged, changed = dict(sums), []
+        for name, digest in read_sums(self.folder / SUMS).items():
+            if name in merged or not (self.folder / name).is_file():
+                continue
+            if sha256_file(self.folder / name) == digest:
+                merged[name] = digest
+            else:
+                changed.append(name)
+        publish(self.folder / "manifest.json", to_json(manifest), mode=0o644)
+        publish(self.folder / SUMS, format_sums(merged).encode(), mode=0o644)
+        for part in self._parts.glob("*.part"):
+            part.unlink()
+        return changed
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Map of name to sha256, read from a SHA256SUMS file; lines that are not of its format are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    found = (re.fullmatch(r"(\\?)([0-9a-f]{64}) [ *](.+)", line) for line in lines)
+    return {(m[3].replace("\\\\", "\\") if m[1] else m[3]): m[2] for m in found if m}
+
+
+def format_sums(sums: Mapping[str, str]) -> str:
+    """The text that ``sha256sum -c`` reads; it marks names with a backslash by one in front of the line."""
+    return "".join(
+        f"\\{digest}  {name.replace(chr(92), chr(92) * 2)}\n" if "\\" in name else f"{digest}  {name}\n"
+        for name, digest in sorted(sums.items())
+    )
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        with open(source, "rb") as old, open(target, "xb") as new:
+            shutil.copyfileobj(old, new, 1 << 20)
+            new.flush()
+            os.fsync(new.fileno())
+
+
+def _begins_with(longer: Path, shorter: Path) -> bool:
+    """Whether nothing of ``shorter`` would be lost: a log that only grew, or the same file."""
+    with open(longer, "rb") as a, open(shorter, "rb") as b:
+        while block := b.read(1 << 20):
+            if a.read(len(block)) != block:
+                return False
+    return True
