@@ -1,0 +1,94 @@
+"""Docker command lines. Everything a container may do is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+RUN_LABEL = "org.minimind.run_id"
+TOKEN_LABEL = "org.minimind.token"  # noqa: S105 -- marks which command made a container, it is no secret
+CODE_LABEL = "org.minimind.code"
+LOCK_LABEL = "org.minimind.lock"
+STOP_TIMEOUT_S = 330
+"""Above the supervisor's own grace period for a last save."""
+SHM_BYTES_PER_RANK = 1 << 30
+
+
+def container_name(run_id: str, attempt: int) -> str:
+    """The name is the lock: of many racers Docker lets one have it."""
+    return f"minimind-{run_id}-a{attempt}"
+
+
+def _mount(path: str, *, readonly: bool) -> str:
+    quoted = '"{}"'.format  # the value of --mount is one line of CSV
+    fields = ("type=bind", quoted(f"source={path}"), quoted(f"target={path}"))
+    return ",".join((*fields, "readonly") if readonly else fields)
+
+
+def run(
+    *,
+    name: str,
+    image_id: str,
+    run_id: str,
+    token: str,
+    run_dir: str,
+    root: str,
+    uid: int,
+    gid: int,
+    nproc: int,
+    gpus: bool,
+    networked: bool,
+    readonly: Sequence[str] = (),
+    nproc_override: int | None = None,
+) -> list[str]:
+    """Start a container in the background; ``readonly`` are files outside ``root`` that the run reads."""
+    return [
+        *("docker", "run", "--detach", "--init", "--pull", "never", "--name", name),
+        *("--label", f"{RUN_LABEL}={run_id}", "--label", f"{TOKEN_LABEL}={token}"),
+        *("--network", "bridge" if networked else "none"),
+        *("--user", f"{uid}:{gid}", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+        *("--shm-size", str(SHM_BYTES_PER_RANK * nproc)),
+        *("--log-driver", "json-file", "--log-opt", "max-size=10m", "--log-opt", "max-file=2"),
+        *("--stop-timeout", str(STOP_TIMEOUT_S)),
+        *("--env", "HOME=/tmp", "--env", "USER=minimind"),  # the uid need not exist inside
+        *(("--gpus", "all") if gpus else ()),
+        *("--mount", _mount(root, readonly=False)),
+        *(word for path in readonly for word in ("--mount", _mount(path, readonly=True))),
+        image_id,
+        *("--run_dir", run_dir),
+        *(("--nproc", str(nproc_override)) if nproc_override else ()),
+    ]
+
+
+def containers() -> list[str]:
+    """All containers of runs, one JSON object a line."""
+    return ["docker", "ps", "--all", "--no-trunc", "--filter", f"label={RUN_LABEL}", "--format", "{{json .}}"]
+
+
+def remove(name: str) -> list[str]:
+    """Remove a container that does not run (Docker refuses otherwise)."""
+    return ["docker", "rm", name]
+
+
+def kill(name: str) -> list[str]:
+    """End a container at once."""
+    return ["docker", "kill", name]
+
+
+def logs(name: str, *, lines: int) -> list[str]:
+    """The last lines that the container itself printed."""
+    return ["docker", "logs", "--tail", str(lines), name]
+
+
+def image(reference: str) -> list[str]:
+    """An image's id and labels as JSON, on two lines; fails when there is none."""
+    return ["docker", "image", "inspect", "--format", "{{json .Id}}\n{{json .Config.Labels}}", reference]
+
+
+def save(image_id: str, *tags: str) -> list[str]:
+    """Write an image to stdout."""
+    return ["docker", "save", image_id, *tags]
+
+
+def load() -> list[str]:
+    """Read images from stdin."""
+    return ["docker", "load", "--quiet"]

@@ -1,0 +1,62 @@
+"""Commands that start and question a run's supervisor on a host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+ALIVE = r"""
+if [ -r /proc/sys/kernel/random/boot_id ]; then cat /proc/sys/kernel/random/boot_id; else echo; fi
+for pid in "$@"; do
+  if [ -r /proc/self/stat ]; then
+    stat=$(cat "/proc/$pid/stat" 2>/dev/null) || continue
+    set -- ${stat##*) }
+    case $1 in Z | X) continue ;; esac
+    printf '%s %s\n' "$pid" "${20}"
+  else
+    started=$(ps -o lstart= -p "$pid") && printf '%s %s\n' "$pid" "$started"
+  fi
+done
+"""
+"""Prints the boot id, then "pid start-time" of each process in its arguments that lives; zombies are dead."""
+
+KILL = r"""
+if [ -r /proc/self/stat ]; then
+  started=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20)
+  pairs() { cat /proc/[0-9]*/stat 2>/dev/null | sed 's/ (.*) / /' | cut -d' ' -f1,3; }
+else
+  started=$(ps -o lstart= -p "$1")
+  pairs() { ps -A -o pid= -o ppid=; }
+fi
+[ "$started" = "$2" ] || exit 0
+family=$(pairs | awk -v top="$1" '
+  { parent[$1] = $2 }
+  END {
+    found[top] = 1
+    do {
+      more = 0
+      for (p in parent) if (!(p in found) && (parent[p] in found)) { found[p] = 1; more = 1 }
+    } while (more)
+    for (p in found) print p
+  }')
+kill -KILL $family
+"""
+"""Kills a process, recognised by its start time, and everything below it."""
+
+
+def start(*, python: str, pythonpath: str, run_dir: str, nproc: int | None) -> list[str]:
+    """Leave a supervisor running; ``nproc`` overrides the number in spec.json. It prints handle.json."""
+    return [
+        *("env", "PYTHONSAFEPATH=1", f"PYTHONPATH={pythonpath}"),  # the login folder must not shadow the code
+        *(python, "-m", "minimind.supervise", "--run_dir", run_dir, "--detach"),
+        *(("--nproc", str(nproc)) if nproc else ()),
+    ]
+
+
+def alive(pids: Sequence[int]) -> list[str]:
+    """Ask which processes live."""
+    return ["sh", "-c", ALIVE, "sh", *map(str, pids)]
+
+
+def kill(*, pid: int, start_time: str) -> list[str]:
+    """End a supervisor and all of its descendants at once, saving nothing."""
+    return ["sh", "-c", KILL, "sh", str(pid), start_time]

@@ -1,0 +1,136 @@
+"""What one look at a host tells: a probe script, and the pure function that reads what it prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MINIMUM_PYTHON = (3, 11)
+
+PROBE = r"""
+root=$1 wanted=$2
+case $root in "~") root=$HOME ;; "~/"*) root=$HOME/${root#"~/"} ;; esac
+PATH=$PATH:/usr/local/bin:/opt/homebrew/bin:$HOME/miniconda3/bin:/root/miniconda3/bin:/opt/conda/bin
+say() { printf '%s=%s\n' "$1" "$2"; }
+have() { command -v "$1" >/dev/null 2>&1; }
+brief() { if have timeout; then timeout 10 "$@"; else "$@"; fi; }
+say root "$root"
+say home "$HOME"
+say now "$(date +%s)"
+say system "$(uname -s)"
+say arch "$(uname -m)"
+say user "$(id -un 2>/dev/null || id -u)"
+say uid "$(id -u)"
+say gid "$(id -g)"
+say cpus "$(getconf _NPROCESSORS_ONLN 2>/dev/null || nproc 2>/dev/null || sysctl -n hw.ncpu)"
+if [ -r /proc/sys/kernel/random/boot_id ]; then say boot_id "$(cat /proc/sys/kernel/random/boot_id)"; fi
+if [ -e /.dockerenv ] || [ -e /run/.containerenv ] ||
+  grep -qE 'docker|kubepods|containerd|lxc' /proc/1/cgroup 2>/dev/null; then say in_container 1; fi
+if have rsync; then say rsync 1; fi
+if have docker; then
+  say docker "$(brief docker info --format '{{.ServerVersion}} {{json .Runtimes}}' 2>/dev/null)"
+fi
+if have nvidia-smi; then
+  brief nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null |
+    while IFS= read -r gpu; do say gpu "$gpu"; done
+fi
+for python in ${wanted:+"$wanted"} $([ -n "$wanted" ] || echo python3 python3.13 python3.12 python3.11 python); do
+  found=$("$python" -c 'import sys; v = sys.version_info; print("%d.%d.%d" % v[:3], sys.executable)' 2>/dev/null)
+  say python "$found"
+  case $found in 3.1[1-9].* | 3.[2-9][0-9].*) break ;; esac
+done
+folder=$root
+while [ -n "$folder" ] && [ ! -d "$folder" ]; do folder=${folder%/*}; done
+say df "$(df -Pk "${folder:-/}" 2>/dev/null | tail -n 1)"
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """A host as it is now. ``root`` is absolute; ``now`` is its clock, seconds since the epoch."""
+
+    system: str
+    arch: str
+    user: str
+    uid: int
+    gid: int
+    home: str
+    root: str
+    now: float
+    cpus: int
+    in_container: bool
+    docker_usable: bool
+    docker_has_nvidia: bool
+    gpus: tuple[str, ...]
+    python: str | None
+    python_version: tuple[int, int, int] | None
+    rsync: bool
+    free_bytes: int | None
+    boot_id: str | None
+
+    @property
+    def python_ready(self) -> bool:
+        """Whether the trainers can run on the interpreter found."""
+        return self.python_version is not None and self.python_version[:2] >= MINIMUM_PYTHON
+
+
+def probe(root: str, python: str | None) -> list[str]:
+    """The command whose output :func:`parse` reads; ``python`` limits the search to one interpreter."""
+    return ["sh", "-c", PROBE, "sh", root, python or ""]
+
+
+def parse(text: str) -> HostFacts:
+    """Read the probe's output.
+
+    Raises:
+        ValueError: when it is not the probe's (a login banner alone, a restricted shell).
+    """
+    values: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            values.setdefault(key, []).append(value.strip())
+    missing = [key for key in ("root", "home", "now", "system", "uid", "gid") if not values.get(key, [""])[0]]
+    if missing:
+        raise ValueError(f"the probe printed no {', '.join(missing)}")
+
+    def one(key: str, default: str = "") -> str:
+        return values.get(key, [default])[0]
+
+    engine, _, runtimes = one("docker").partition(" ")
+    python, version = _best_python(values.get("python", []))
+    return HostFacts(
+        system=one("system"),
+        arch=one("arch"),
+        user=one("user"),
+        uid=int(one("uid")),
+        gid=int(one("gid")),
+        home=one("home"),
+        root=one("root").rstrip("/") or "/",
+        now=float(one("now")),
+        cpus=int(one("cpus") or 1),
+        in_container=one("in_container") == "1",
+        docker_usable=engine[:1].isdigit(),
+        docker_has_nvidia='"nvidia"' in runtimes,
+        gpus=tuple(gpu for gpu in values.get("gpu", []) if gpu),
+        python=python,
+        python_version=version,
+        rsync=one("rsync") == "1",
+        free_bytes=_free_bytes(one("df")),
+        boot_id=one("boot_id") or None,
+    )
+
+
+def _best_python(lines: Iterable[str]) -> tuple[str | None, tuple[int, int, int] | None]:
+    found = []
+    for line in lines:
+        if match := re.fullmatch(r"(\d+)\.(\d+)\.(\d+) (.+)", line):
+            found.append((match[4], (int(match[1]), int(match[2]), int(match[3]))))
+    return max(found, key=lambda item: item[1], default=(None, None))
+
+
+def _free_bytes(df_line: str) -> int | None:
+    # "filesystem blocks used available capacity% mount": both names may hold spaces
+    match = re.search(r"\s\d+\s+\d+\s+(-?\d+)\s+\S+%\s+/", df_line)
+    return max(0, int(match[1])) * 1024 if match else None
