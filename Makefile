@@ -26,8 +26,8 @@ lint: dev
 image: dev
 	$(V) docker/build.py $(FLAVOUR) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
 
-base-image:
-	$(PYTHON) docker/base.py
+base-image: dev
+	$(V) docker/build.py base
 
 bench: dev
 	set -e; for question in bench/*.py; do $(V) $$question; done
