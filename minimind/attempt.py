@@ -83,6 +83,13 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._record(error)
+        finally:
+            if self.lock is not None:
+                os.close(self.lock)
+
+    def _record(self, error: BaseException | None) -> None:
         if error is None:
             if self.rank == 0:
                 self._conclude({"status": self.status, "last_step": self.last_step})

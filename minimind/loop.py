@@ -31,7 +31,6 @@ def train(stage_name: str, config: TrainConfig, argv: list[str]) -> None:
         RunError: for whatever a user or a machine caused; it is in outcome.json too.
     """
     with Attempt(stage_name, argv, run_dir=config.run_dir, save_dir=config.save_dir) as attempt:
-        stop = _StopFlag()
         with world(config.device) as ranks:
             attempt.agreed = True
             attempt.adopt(ranks.share(str(attempt.dir.root)))
@@ -46,7 +45,7 @@ def train(stage_name: str, config: TrainConfig, argv: list[str]) -> None:
             if state is not None:
                 state.wrapped = ranks.wrap(state.model)
                 attempt.agreed = False
-                _run(stage_name, config, attempt, ranks, state, stop, say)
+                _run(stage_name, config, attempt, ranks, state, say)
 
 
 def print_line(text: str) -> None:
@@ -59,7 +58,7 @@ def _silent(text: str) -> None:
 
 
 class _StopFlag:
-    """SIGTERM and SIGINT only set it; ranks agree on it in the step's sum."""
+    """SIGTERM and SIGINT only set it from the first step on; ranks agree on it in the step's sum."""
 
     def __init__(self) -> None:
         self.set = False
@@ -76,11 +75,11 @@ def _run(
     attempt: Attempt,
     ranks: World,
     state: TrainState,
-    stop: _StopFlag,
     say: Callable[[str], None],
 ) -> None:
     last = min(state.order.total_steps, config.max_steps or state.order.total_steps)
     attempt.last_step = state.step
+    stop = _StopFlag()
     metrics = None
     if ranks.leader:
         metrics = Metrics(

@@ -99,12 +99,14 @@ def environ(**more: str) -> dict[str, str]:
 
 def train_apart(folder: pathlib.Path, stage: str, *flags: str, run: str, nproc: int = 0, check: bool = True):
     """Train in processes of their own; returns the finished process."""
-    return subprocess.run(
+    done = subprocess.run(
         command(stage, *flags, "--run_dir", f"runs/{run}", nproc=nproc),
         cwd=folder,
         env=environ(),
         capture_output=True,
         text=True,
         timeout=240,
-        check=check,
+        check=False,
     )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
