@@ -125,7 +125,7 @@ def build(items: list[Item], *, seed: int = SEED) -> dict[str, list[Line]]:
     texts, texts_out = _texts([*general, *health], rng)
     pairs, pairs_out = _pairs([*general, *health])
     greetings = [line for line in sft if line["conversations"][0]["content"].startswith(("你好", "Hello", "Hi"))]
-    several = [_joined(rng.sample(sft, k)) for k in (2, 2, 3) for _ in range(len(sft) // 12)]
+    several = [_joined(rng.sample(sft, k)) for k in (2, 3) for _ in range(len(sft) // 40)]
     sets = {
         "pretrain_hq.jsonl": texts,
         "sft_mini_512.jsonl": [*sft, *several],
