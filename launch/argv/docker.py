@@ -10,6 +10,8 @@ CODE_LABEL = "org.minimind.code"
 LOCK_LABEL = "org.minimind.lock"
 STOP_TIMEOUT_S = 330
 """Above the supervisor's own grace period for a last save."""
+SHIP = 'image=$1; shift; docker save "$image" | "$@" docker load --quiet'
+SAME = '[ "$(docker image inspect --format "{{.Id}}" "$1")" = "$2" ]'
 SHM_BYTES_PER_RANK = 1 << 30
 
 
@@ -80,15 +82,15 @@ def logs(name: str, *, lines: int) -> list[str]:
 
 
 def image(reference: str) -> list[str]:
-    """An image's id and labels as JSON, on two lines; fails when there is none."""
-    return ["docker", "image", "inspect", "--format", "{{json .Id}}\n{{json .Config.Labels}}", reference]
+    """An image's id, size in bytes and labels, on three lines; fails when there is none."""
+    return ["docker", "image", "inspect", "--format", "{{json .Id}}\n{{.Size}}\n{{json .Config.Labels}}", reference]
 
 
-def save(image_id: str, *tags: str) -> list[str]:
-    """Write an image to stdout."""
-    return ["docker", "save", image_id, *tags]
+def ship(reference: str, *, ssh: Sequence[str]) -> list[str]:
+    """Save an image here and load it behind ``ssh``, as one pipe."""
+    return ["sh", "-c", SHIP, "sh", reference, *ssh]
 
 
-def load() -> list[str]:
-    """Read images from stdin."""
-    return ["docker", "load", "--quiet"]
+def same_image(reference: str, image_id: str) -> list[str]:
+    """Fails unless the reference names this image."""
+    return ["sh", "-c", SAME, "sh", reference, image_id]

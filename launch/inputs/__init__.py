@@ -13,14 +13,13 @@ from typing import Any
 
 from launch import flags as trainer_flags
 from launch.errors import Exit, LaunchError
-from launch.facts import HostFacts
+from launch.inputs.wants import Places, Want, wants
 from launch.transport import Transport
 from launch.voice import Voice
-from minimind.catalog import CATALOG, TOKENIZER_FILES, StageInfo, weights_file
+from minimind.catalog import StageInfo
 from minimind.durable import sha256_file
 
-DEFAULT_HIDDEN_SIZE = 512
-DEFAULT_LORA_NAME = "lora_identity"
+__all__ = ["Found", "Inputs", "Places", "Want", "push", "resolve", "wants"]
 
 SURVEY = r"""
 hash() { if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 256; fi; }
@@ -32,34 +31,6 @@ for path in "$@"; do
   fi
 done
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where to look. ``out`` is the save_dir on the host; ``in_place`` when the host can read the laptop's files."""
-
-    facts: HostFacts
-    host: str
-    home: Path
-    cwd: Path
-    out: str
-    in_place: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Want:
-    """One file, or one folder with the files ``names``, that a flag tells the trainer to read."""
-
-    flag: str
-    what: str
-    laptop: tuple[Path, ...]
-    host: tuple[str, ...]
-    remedy: str
-    named_by_user: bool = False
-    target: str | None = None
-    names: tuple[str, ...] = ("",)
-    rewrite: bool = True
-    copy_always: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,109 +58,6 @@ class Inputs:
     def records(self) -> list[dict[str, Any]]:
         """As spec.json has them."""
         return [{"path": file.path, "sha256": file.sha256, "bytes": file.bytes} for file in self.files]
-
-
-def wants(info: StageInfo, flags: Sequence[str], places: Places) -> list[Want]:
-    """What the stage will read, by its flags and the catalog's defaults. Looks at no disk."""
-    weight = trainer_flags.value_of(flags, "from_weight")
-    found = [_data(info, flags, places)]
-    if info.name == "tokenizer":
-        return found
-    if weight is None:
-        weight = info.starts_from
-    if weight and weight != "none":
-        found.append(_weights("from_weight", weight, "the weights that it starts from", flags, places))
-    adapter = trainer_flags.value_of(flags, "from_lora")
-    if adapter and adapter != "none":
-        named = adapter if _is_path(adapter) else f"lora/{adapter}"
-        found.append(_weights("from_lora", named, "the adapter that it starts from", flags, places))
-    return [*found, _tokenizer(flags, places)]
-
-
-def _is_path(value: str) -> bool:
-    return "/" in value or value.endswith(".pth")
-
-
-def _on_host(value: str, places: Places) -> str:
-    home = places.facts.home
-    path = home + value[1:] if value.startswith("~/") else value
-    return str(PurePosixPath(places.facts.root) / path)
-
-
-def _on_laptop(value: str, places: Places) -> Path:
-    try:
-        return places.cwd / Path(value).expanduser()
-    except RuntimeError:  # ~nobody
-        return places.cwd / value
-
-
-def _named(flag: str, value: str, what: str, places: Places, *, folder: str, remedy: str) -> Want:
-    bare = "/" not in value
-    return Want(
-        flag=flag,
-        what=what,
-        laptop=(_on_laptop(value, places), *((places.home / folder / value,) if bare else ())),
-        host=(_on_host(value, places), *((f"{places.facts.root}/{folder}/{value}",) if bare else ())),
-        named_by_user=True,
-        remedy=remedy,
-    )
-
-
-def _data(info: StageInfo, flags: Sequence[str], places: Places) -> Want:
-    if value := trainer_flags.value_of(flags, "data_path"):
-        return _named("data_path", value, "its data", places, folder="dataset", remedy="correct that path")
-    lora_name = trainer_flags.value_of(flags, "lora_name") or DEFAULT_LORA_NAME
-    name = info.default_data.format(lora_name=lora_name)
-    target = f"{places.facts.root}/dataset/{name}"
-    return Want(
-        flag="data_path",
-        what="its data",
-        laptop=(places.home / "dataset" / name,),
-        host=(target,),
-        target=target,
-        remedy=f"put {name} into {places.home / 'dataset'}, or name a file with --data FILE",
-    )
-
-
-def _weights(flag: str, value: str, what: str, flags: Sequence[str], places: Places) -> Want:
-    if _is_path(value) and not value.startswith("lora/"):
-        return _named(flag, value, what, places, folder="out", remedy="correct that path")
-    hidden = trainer_flags.value_of(flags, "hidden_size") or ""
-    name = weights_file(
-        value,
-        hidden_size=int(hidden) if hidden.isdecimal() else DEFAULT_HIDDEN_SIZE,
-        use_moe=trainer_flags.is_on(flags, "use_moe"),
-    )
-    writers = [stage for stage, info in CATALOG.items() if info.writes == value]
-    train = f"train it first with `launch run {writers[0]} --host {places.host}`, or " if writers else ""
-    return Want(
-        flag=flag,
-        what=what,
-        laptop=(places.home / "out" / name,),
-        host=(f"{places.out}/{name}",),
-        target=f"{places.out}/{name}",
-        remedy=f"{train}put {name} into {places.home / 'out'}",
-        rewrite=flag == "from_lora",
-        copy_always=True,
-    )
-
-
-def _tokenizer(flags: Sequence[str], places: Places) -> Want:
-    if value := trainer_flags.value_of(flags, "tokenizer"):
-        remedy = f"name a folder with {' and '.join(TOKENIZER_FILES)}"
-        named = _named("tokenizer", value, "its tokenizer", places, folder="out", remedy=remedy)
-        return replace(named, names=TOKENIZER_FILES)
-    target = f"{places.out}/tokenizer"
-    return Want(
-        flag="tokenizer",
-        what="its tokenizer",
-        laptop=(places.home / "out" / "tokenizer",),
-        host=(target,),
-        target=target,
-        names=TOKENIZER_FILES,
-        remedy=f"train one first with `launch run tokenizer --host {places.host}`, or give --tokenizer FOLDER",
-        copy_always=True,
-    )
 
 
 def resolve(info: StageInfo, flags: Sequence[str], places: Places, transport: Transport) -> Inputs:
@@ -275,6 +143,10 @@ def _choose(
         path = _join(target, name)
         ours = _measured(path, file, hashes)
         chosen.append(ours if there.get(path) == (ours.bytes, ours.sha256) else replace(ours, source=file))
+        sidecar = file.with_suffix(".json")
+        if file.suffix == ".pth" and chosen[-1].source and sidecar.is_file():
+            beside = str(PurePosixPath(path).with_suffix(".json"))
+            chosen.append(replace(_measured(beside, sidecar, hashes), source=sidecar))
     return target, chosen
 
 

@@ -1,0 +1,66 @@
+"""What the commands share: the inventory, the terminal, this laptop, a probed host."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launch import environment, inventory
+from launch.inventory import Inventory
+from launch.runs.start import Laptop, code_version, look
+from launch.transport import Transport
+from launch.ui import Terminal
+
+terminal = Terminal()
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def load() -> Inventory:
+    """The inventory that the command line names."""
+    asked = click.get_current_context().find_root().params.get("inventory")
+    return inventory.load(Path(asked) if asked else None, cwd=Path.cwd(), environ=os.environ)
+
+
+def laptop(home: Path) -> Laptop:
+    """Who asks, and from where."""
+    commit, dirty_hash = code_version(package(), os.environ)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    owner = f"{user}@{platform.node()}"
+    return Laptop(home=home, cwd=Path.cwd(), owner=owner, pid=os.getpid(), commit=commit, dirty_hash=dirty_hash)
+
+
+def package() -> Path:
+    """The folder of the trainers' code."""
+    import minimind
+
+    return Path(minimind.__file__).parent
+
+
+def site(transport: Transport, known: Inventory, here: Transport) -> environment.Site:
+    """A probed host."""
+    installed = Path(environment.__file__).parents[1] / "_envs"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind-launch"
+    return environment.Site(
+        transport=transport,
+        laptop=here,
+        host=transport.host,
+        inventory=known,
+        facts=look(transport),
+        package=package(),
+        envs=installed if installed.is_dir() else package().parent / "envs",
+        cache=cache,
+    )
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))

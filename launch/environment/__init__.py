@@ -1,0 +1,62 @@
+"""What a run is trained with on a host: found there, or brought there. Finding reads; bringing is a list of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from launch.environment import code, image, virtual
+from launch.environment.task import Site, Task
+from launch.executors import Environment
+
+__all__ = ["Provision", "Site", "Task", "provide", "recall"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provision:
+    """The environment that a run will have, and what has to be done first."""
+
+    environment: Environment
+    tasks: tuple[Task, ...]
+
+
+def _venv(site: Site) -> Provision:
+    python, lock_hash, tasks = virtual.find(site)
+    pythonpath, code_hash, code_tasks = code.find(site)
+    environment = Environment(python=python, pythonpath=pythonpath, lock_hash=lock_hash, code_hash=code_hash)
+    return Provision(environment=environment, tasks=(*tasks, *code_tasks))
+
+
+def _docker(site: Site) -> Provision:
+    found, tasks = image.find(site)
+    environment = Environment(image_id=found.id, lock_hash=found.lock_hash, code_hash=found.code_hash)
+    return Provision(environment=environment, tasks=tasks)
+
+
+PROVIDERS: dict[str, Callable[[Site], Provision]] = {"docker": _docker, "venv": _venv}
+
+
+def provide(executor: str, site: Site) -> Provision:
+    """Find what a new run will be trained with; changes nothing.
+
+    Raises:
+        LaunchError: HOST_NOT_READY when the host cannot be made ready from here.
+    """
+    return PROVIDERS[executor](site)
+
+
+def recall(executor: str, site: Site, wanted: Environment) -> Environment:
+    """What an earlier run was started with, for its next attempt.
+
+    Raises:
+        LaunchError: HOST_NOT_READY when it is no longer on the host.
+    """
+    if executor == "docker":
+        return image.recall(site, wanted)
+    python = virtual.recall(site, wanted.lock_hash)
+    return Environment(
+        python=python,
+        pythonpath=code.recall(site, wanted.code_hash),
+        lock_hash=wanted.lock_hash,
+        code_hash=wanted.code_hash,
+    )

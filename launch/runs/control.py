@@ -1,0 +1,114 @@
+"""Ending runs and going on with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from launch import environment
+from launch.errors import Exit, LaunchError
+from launch.executors import EXECUTORS, Environment, Executor
+from launch.runs import names
+from launch.runs.observe import Run, observe
+from launch.runs.start import Laptop, attempt_of
+from launch.transport import Transport
+from launch.voice import Voice
+from minimind.rundir import RunError, RunSpec, State
+
+POLL_S = 0.5
+UNSTOP = 'rm -f -- "$1/stop"'
+
+
+def stop(transport: Transport, run: Run, voice: Voice, *, timeout_s: float, now: bool) -> Run:
+    """Ask a run to save and leave, or end it at once, and wait until it has ended; returns it as it is then.
+
+    Raises:
+        LaunchError: INCOMPLETE when it has not ended within ``timeout_s``; it has been asked all the same.
+    """
+    if run.state.state.ended or run.state.state is State.PREPARED:
+        return run
+    if now:
+        _executor(run).stop(transport, run.run_id, {**run.handle, "attempt": run.state.attempt})
+    else:
+        transport.publish(f"{run.run_dir}/stop", b"")
+        voice.say(f"asked {run.run_id} to save and leave")
+    deadline = time.monotonic() + timeout_s
+    while not (found := _again(transport, run)).state.state.ended:
+        if time.monotonic() > deadline:
+            raise LaunchError(
+                f"{run.run_id} has not ended within {timeout_s:.0f} s",
+                why=f"it is {found.state.state} at step {found.state.last_step}; it was asked to save and leave",
+                remedy=f"wait with `launch stop {run.run_id}`, or end it unsaved with `launch stop --now {run.run_id}`",
+                code=Exit.INCOMPLETE,
+            )
+        time.sleep(POLL_S)
+    return found
+
+
+def resume(site: environment.Site, run: Run, laptop: Laptop, *, nproc: int | None) -> Run | None:
+    """Start the next attempt of a run that is not alive; None when it has succeeded and there is nothing to do.
+
+    Raises:
+        LaunchError: REFUSED while it is alive, HOST_NOT_READY when its environment is gone.
+    """
+    state = run.state.state
+    if state is State.SUCCEEDED:
+        return None
+    if state is State.UNKNOWN:
+        raise LaunchError(
+            f"whether {run.run_id} is alive cannot be told",
+            why=f"its {run.spec.get('executor')} executor does not answer on {run.host}",
+            remedy=f"launch doctor {run.host}",
+            code=Exit.HOST_NOT_READY,
+        )
+    if not (state.ended or state is State.PREPARED):
+        raise LaunchError(
+            f"{run.run_id} is alive already",
+            why=f"it is {state} at step {run.state.last_step}",
+            remedy=f"follow it with `launch logs -f {run.run_id}`, or stop it first with `launch stop {run.run_id}`",
+            code=Exit.REFUSED,
+        )
+    spec, transport, executor = _spec(run), site.transport, _executor(run)
+    root = run.root
+    provided = environment.recall(
+        executor.name,
+        site,
+        Environment(image_id=spec.image_digest, lock_hash=spec.lock_hash, code_hash=spec.code_hash),
+    )
+    if spec.name:
+        names.claim(transport, root, spec.name, run.run_id, owner=laptop.owner, pid=os.getpid())
+    transport.run(["sh", "-c", UNSTOP, "sh", run.run_dir])
+    attempt = attempt_of(spec, run.run_dir, root, provided, number=run.state.attempt + 1, nproc=nproc)
+    executor.start(transport, site.facts, attempt)
+    return _again(transport, run)
+
+
+def last_words(transport: Transport, run: Run) -> str:
+    """What the executor itself kept of a run that left no log."""
+    return _executor(run).logs(transport, run.run_id, {**run.handle, "attempt": run.state.attempt})
+
+
+def _executor(run: Run) -> Executor:
+    return EXECUTORS.get(str(run.spec.get("executor")), EXECUTORS["venv"])
+
+
+def _again(transport: Transport, run: Run) -> Run:
+    found = observe(transport, root=run.root, run_id=run.run_id)
+    if found:
+        return found[0]
+    raise LaunchError(
+        f"{run.run_id} is no longer on {run.host}",
+        why=f"{run.run_dir} is gone",
+        remedy="launch ps --all",
+        code=Exit.INVALID,
+    )
+
+
+def _spec(run: Run) -> RunSpec:
+    try:
+        return RunSpec.from_json(json.dumps(dict(run.spec)).encode())
+    except RunError as error:
+        raise LaunchError(
+            f"{run.run_id} cannot be resumed", why=error.why, remedy=error.remedy, code=Exit.INVALID
+        ) from error

@@ -1,0 +1,189 @@
+"""Starting a run: a plan that only reads, then its steps. On dry transports the same steps are only written down."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch import environment, facts, flags, inputs
+from launch.errors import Exit, LaunchError
+from launch.executors import Attempt, Environment, Executor, Handle, choose
+from launch.runs import names
+from launch.transport import Transport
+from launch.voice import Voice
+from minimind.catalog import CATALOG
+from minimind.rundir import RunSpec, new_run_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for; ``nproc`` None is one rank a GPU, or one."""
+
+    stage: str
+    flags: tuple[str, ...]
+    nproc: int | None
+    name: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laptop:
+    """Who asks, and from where."""
+
+    home: Path
+    cwd: Path
+    owner: str
+    pid: int
+    commit: str | None
+    dirty_hash: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that a start will do."""
+
+    spec: RunSpec
+    run_dir: str
+    facts: facts.HostFacts
+    executor: Executor
+    inputs: inputs.Inputs
+    provision: environment.Provision
+    laptop: Laptop
+
+
+def look(transport: Transport) -> facts.HostFacts:
+    """Probe the host.
+
+    Raises:
+        LaunchError: HOST_NOT_READY when its shell does not answer as a shell.
+    """
+    host = transport.host
+    result = transport.read(facts.probe(host.root, host.python), timeout_s=60, check=False)
+    try:
+        return facts.parse(result.stdout.decode("utf-8", "replace"))
+    except ValueError as error:
+        raise LaunchError(
+            f"{host.name} could not be looked at",
+            why=result.stderr.decode(errors="replace").strip()[-400:] or str(error),
+            remedy=f"log in by hand and see whether `sh` works there: ssh {host.ssh or host.name}",
+            code=Exit.HOST_NOT_READY,
+        ) from error
+
+
+def plan(request: Request, site: environment.Site, laptop: Laptop) -> Plan:
+    """Find out what the start needs; changes nothing anywhere.
+
+    Raises:
+        LaunchError: INVALID when an input is on neither side, HOST_NOT_READY when the host cannot train.
+    """
+    info, found, host = CATALOG[request.stage], site.facts, site.host
+    executor = choose(host, found)
+    out = flags.value_of(request.flags, "save_dir") or flags.value_of(request.flags, "out_dir") or f"{found.root}/out"
+    places = inputs.Places(
+        facts=found,
+        host=host.name,
+        home=laptop.home,
+        cwd=laptop.cwd,
+        out=out,
+        in_place=host.ssh is None and executor.name == "venv",
+    )
+    brought = inputs.resolve(info, ["--save_dir", out, *_without(request.flags)], places, site.transport)
+    provision = environment.provide(executor.name, site)
+    now = time.gmtime(found.now)
+    run_id = new_run_id(request.stage, now_utc=time.strftime("%Y%m%d-%H%M%S", now))
+    gpus = min(len(found.gpus), host.gpus) if host.gpus is not None else len(found.gpus)
+    spec = RunSpec(
+        run_id=run_id,
+        stage=request.stage,
+        flags=list(brought.flags),
+        nproc=request.nproc or (1 if request.stage == "tokenizer" else max(1, gpus)),
+        executor=executor.name,
+        name=request.name,
+        image_digest=provision.environment.image_id,
+        lock_hash=provision.environment.lock_hash,
+        code_hash=provision.environment.code_hash,
+        commit=laptop.commit,
+        dirty_hash=laptop.dirty_hash,
+        inputs=brought.records(),
+        created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+        created_by=laptop.owner,
+    )
+    return Plan(
+        spec=spec,
+        run_dir=f"{found.root}/runs/{run_id}",
+        facts=found,
+        executor=executor,
+        inputs=brought,
+        provision=provision,
+        laptop=laptop,
+    )
+
+
+def _without(words: tuple[str, ...]) -> list[str]:
+    return flags.without(flags.without(words, "save_dir"), "out_dir")
+
+
+def carry_out(plan: Plan, transport: Transport, laptop: Transport, voice: Voice) -> Handle:
+    """Bring what is missing, claim the name, write the run directory, start.
+
+    Raises:
+        LaunchError: what could not be done; a run directory that was made by then stays, PREPARED.
+    """
+    inputs.push(plan.inputs.files, transport, voice)
+    for task in plan.provision.tasks:
+        task.do(transport, laptop, voice)
+    root, spec, who = plan.facts.root, plan.spec, plan.laptop
+    number = spec.name and names.claim(transport, root, spec.name, spec.run_id, owner=who.owner, pid=who.pid)
+    try:
+        transport.publish(f"{plan.run_dir}/spec.json", spec.to_json(), mode=0o444)
+        first = attempt_of(spec, plan.run_dir, root, plan.provision.environment, number=1, nproc=None)
+        return plan.executor.start(transport, plan.facts, first)
+    except LaunchError:
+        if spec.name and number:
+            names.release(transport, root, spec.name, after=number, owner=who.owner, pid=who.pid)
+        raise
+
+
+def attempt_of(
+    spec: RunSpec,
+    run_dir: str,
+    root: str,
+    provided: Environment,
+    *,
+    number: int,
+    nproc: int | None,
+) -> Attempt:
+    """One attempt of a run as its spec describes it."""
+    return Attempt(
+        run_id=spec.run_id,
+        run_dir=run_dir,
+        root=root,
+        number=number,
+        spec_nproc=spec.nproc,
+        nproc=nproc,
+        environment=provided,
+        networked=flags.is_on(spec.flags, "use_wandb"),
+        readonly=tuple(item["path"] for item in spec.inputs if not str(item["path"]).startswith(f"{root}/")),
+    )
+
+
+def code_version(package: Path, environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The commit of the trainers' code and a hash of what differs from it; None where there is no git checkout."""
+
+    def git(*words: str) -> bytes | None:
+        command = ["git", "-C", str(package), *words]
+        quiet = {**environ, "GIT_OPTIONAL_LOCKS": "0"}
+        try:
+            done = subprocess.run(command, capture_output=True, env=quiet, stdin=subprocess.DEVNULL, check=False)
+        except OSError:
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None or git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    changes = git("diff", "HEAD", "--", ".") or b""
+    return commit.decode().strip(), hashlib.sha256(changes).hexdigest() if changes else None
