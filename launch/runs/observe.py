@@ -174,7 +174,7 @@ def _executor(files: RunFiles) -> str:
 
 
 def _split(path: str) -> tuple[str, str] | None:
-    run, _, rest = path.removeprefix("./").partition("/")
+    run, _, rest = path.lstrip("./").partition("/")
     return (run, rest) if RUN_ID.fullmatch(run) else None
 
 
