@@ -24,9 +24,9 @@ def host() -> None:
     """Add or forget a host of launch.toml."""
 
 
-def _open(ctx: click.Context) -> tuple[Path, str]:
+def _open() -> tuple[Path, str]:
     """The launch.toml in use, or the one to make, and its text."""
-    asked = ctx.find_root().params.get("inventory")
+    asked = click.get_current_context().find_root().params.get("inventory")
     found = inventories.find(Path(asked) if asked else None, cwd=Path.cwd(), environ=os.environ)
     path = found or Path.cwd() / inventories.FILE
     return path, inventories.read_text(path) if path.exists() else edit.HEADING
@@ -49,8 +49,7 @@ def _parse(text: str, path: Path) -> Inventory:
 @click.option("--identity-file", help="The private key that lets you in.")
 @click.option("--python", help="A ready-made interpreter on the host.")
 @click.option("--image", help="The image that the docker executor uses.")
-@click.pass_context
-def add(ctx: click.Context, name: str, fingerprint: str | None, **values: object) -> None:
+def add(name: str, fingerprint: str | None, **values: object) -> None:
     """Add a host NAME, after checking the key that it shows."""
     from launch.transport import hostkeys
 
@@ -58,7 +57,7 @@ def add(ctx: click.Context, name: str, fingerprint: str | None, **values: object
         raise click.UsageError("NAME has letters, digits, - and _ only, and is not `local`, which is always there")
     if fingerprint is not None and not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", fingerprint):
         raise click.UsageError("--fingerprint must look like SHA256:… with 43 characters, as ssh-keygen -l prints it")
-    path, text = _open(ctx)
+    path, text = _open()
     if name in _parse(text, path).hosts:
         raise LaunchError(
             f"there is already a host {name}",
@@ -69,22 +68,10 @@ def add(ctx: click.Context, name: str, fingerprint: str | None, **values: object
     text = edit.add_host(text, name, values)
     inventory = _parse(text, path)
     keys = hostkeys.scan(inventory.host(name), inventory)
-    keys = _ask(name, keys) if fingerprint is None else _matching(name, keys, fingerprint.rstrip("="))
+    keys = _ask(name, keys) if fingerprint is None else hostkeys.matching(keys, fingerprint, name=name)
     hostkeys.remember(inventory.known_hosts, keys)
     _write(path, text)
     click.echo(f"{name} is in {path}, its key in {inventory.known_hosts}\nnext: launch hosts", err=True)
-
-
-def _matching(name: str, keys: list[HostKey], fingerprint: str) -> list[HostKey]:
-    matching = [key for key in keys if key.fingerprint == fingerprint]
-    if not matching:
-        raise LaunchError(
-            f"{name} shows another key than {fingerprint}: nothing was written",
-            why=f"{keys[0].server} shows {', '.join(f'{key.kind} {key.fingerprint}' for key in keys)}",
-            remedy="check the address, and ask the host's owner for the fingerprint again",
-            code=Exit.UNREACHABLE,
-        )
-    return matching
 
 
 def _ask(name: str, keys: list[HostKey]) -> list[HostKey]:
@@ -103,20 +90,17 @@ def _ask(name: str, keys: list[HostKey]) -> list[HostKey]:
 
 @host.command()
 @click.argument("name")
-@click.pass_context
-def forget(ctx: click.Context, name: str) -> None:
+def forget(name: str) -> None:
     """Take host NAME and its keys out of launch.toml and launch.known_hosts; touches nothing on the host."""
     from launch.transport import hostkeys
 
-    path, text = _open(ctx)
+    path, text = _open()
     inventory = _parse(text, path)
     gone = inventory.host(name)
     text = edit.remove_host(text, name)
-    servers = {
-        hostkeys.server_name(other, inventory) for other in inventory.hosts.values() if other.ssh and other != gone
-    }
+    others = {hostkeys.server_name(h, inventory) for h in inventory.hosts.values() if h.ssh and h != gone}
     _write(path, text)
-    if gone.ssh and (server := hostkeys.server_name(gone, inventory)) not in servers:
+    if gone.ssh and (server := hostkeys.server_name(gone, inventory)) not in others:
         hostkeys.forget(inventory.known_hosts, server)
     click.echo(f"{name} is no longer in {path}", err=True)
 

@@ -71,6 +71,23 @@ def scan(host: Host, inventory: Inventory) -> list[HostKey]:
     return keys
 
 
+def matching(keys: list[HostKey], fingerprint: str, *, name: str) -> list[HostKey]:
+    """Those of the keys that have the fingerprint; the others are not vouched for.
+
+    Raises:
+        LaunchError: UNREACHABLE when none has it.
+    """
+    found = [key for key in keys if key.fingerprint == fingerprint.rstrip("=")]
+    if not found:
+        raise LaunchError(
+            f"{name} shows another key than {fingerprint}: nothing was written",
+            why=f"{keys[0].server} shows {', '.join(f'{key.kind} {key.fingerprint}' for key in keys)}",
+            remedy="check the address, and ask the host's owner for the fingerprint again",
+            code=Exit.UNREACHABLE,
+        )
+    return found
+
+
 def remember(known_hosts: Path, keys: Iterable[HostKey]) -> None:
     """Put the keys into the file, in place of any others of the same servers."""
     keys = list(keys)
