@@ -27,6 +27,8 @@ SEED = 20251
 HELD_OUT_EVERY = 12  # of the questions (one phrasing each), statements and pairs, every twelfth stays out of training
 HELD_OUT_EVERY_SMALL = 4  # the same for the two adapter sets
 
+SYSTEM = "system\nYou are a helpful assistant\n"
+
 Line = dict[str, Any]
 
 
@@ -174,7 +176,10 @@ def _joined(lines: Iterable[Line]) -> Line:
 
 
 def _texts(items: Iterable[Item], rng: random.Random) -> tuple[list[Line], list[Line]]:
-    """Statements alone, statements of one table together, and questions with their answers as running text."""
+    """Statements alone, statements of one table together, and questions with their answers.
+
+    The latter look almost like a rendered conversation, so that its words become whole tokens and its form is no news.
+    """
     alone, out, asked, rows = [], [], [], 0
     tables: dict[str, list[str]] = {}
     for item in items:
@@ -186,7 +191,8 @@ def _texts(items: Iterable[Item], rng: random.Random) -> tuple[list[Line], list[
             tables.setdefault(item.table, []).extend(says)
         alone += says
         if item.turns:
-            asked.append(" ".join(f"{rng.choice(turn.asks)} {turn.answer}" for turn in item.turns))
+            talk = "\n".join(f"user\n{rng.choice(turn.asks)}\nassistant\n{turn.answer}" for turn in item.turns)
+            asked.append(SYSTEM + talk if len(asked) % 3 == 0 else talk)
     together = []
     for says in tables.values():
         for text in says:
