@@ -85,19 +85,26 @@ def choose_client() -> str:
 
 
 def choose_base(client: str, wanted: str | None) -> str:
-    """The base to build on: what was asked for, else the default where it is or can be had, else the local one."""
+    """The base to build on: what was asked for, else the default where it can be had, else one made here.
+
+    Raises:
+        CannotBuild: when none can be had.
+    """
     for candidate in [wanted] if wanted else [DEFAULT_BASE, LOCAL_BASE]:
         if said([client, "image", "inspect", candidate]) is not None:
             return candidate
     name = wanted or DEFAULT_BASE
     print(f"pulling {name} ...", flush=True)
-    if said([client, "pull", name], timeout_s=PULL_TIMEOUT_S) is None:
-        raise CannotBuild(
-            f"the base image {name} is not here and cannot be pulled",
-            why="no registry has it or none can be reached",
-            remedy="`make base-image` makes one from Debian's packages; then run this again",
-        )
-    return name
+    if said([client, "pull", name], timeout_s=PULL_TIMEOUT_S) is not None:
+        return name
+    if wanted is None and shutil.which("mmdebstrap"):
+        print("no registry gave it; making a base from Debian's packages", flush=True)
+        return build_base(client)
+    raise CannotBuild(
+        f"the base image {name} is not here and cannot be pulled",
+        why="no registry has it or none can be reached",
+        remedy="`make base-image` makes one from Debian's packages; then run this again without BASE_IMAGE",
+    )
 
 
 def run(command: Sequence[str], **environ: str) -> None:
@@ -162,7 +169,7 @@ def build_image(client: str, flavour: str, wanted_base: str | None) -> None:
         "org.opencontainers.image.revision": revision(),
         "org.opencontainers.image.base.name": base,
     }
-    if labels_of(client, tag) == labels:
+    if labels_of(client, tag).get("org.minimind.inputs") == labels["org.minimind.inputs"]:
         print(f"{tag} is up to date")
         return
     collect_wheels(client, base, lock, context / "wheelhouse")
@@ -172,11 +179,11 @@ def build_image(client: str, flavour: str, wanted_base: str | None) -> None:
     print(f"{tag} is ready")
 
 
-def build_base(client: str) -> None:
+def build_base(client: str) -> str:
     """Make a base from Debian's packages, for machines that reach those but no registry."""
     if said([client, "image", "inspect", LOCAL_BASE]) is not None:
         print(f"{LOCAL_BASE} is there (to make it anew: {client} rmi {LOCAL_BASE})")
-        return
+        return LOCAL_BASE
     if shutil.which("mmdebstrap") is None:
         raise CannotBuild("there is no mmdebstrap here", why="it makes the base", remedy="apt install mmdebstrap")
     with tempfile.TemporaryDirectory() as folder:
@@ -185,6 +192,7 @@ def build_base(client: str) -> None:
         run(["mmdebstrap", "--quiet", "--variant=minbase", packages, "bookworm", archive], SOURCE_DATE_EPOCH="0")
         path = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         run([client, "import", "--change", path, archive, LOCAL_BASE])
+    return LOCAL_BASE
 
 
 def main() -> int:
