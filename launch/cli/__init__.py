@@ -10,11 +10,14 @@ import click
 COMMANDS = {
     "init": ("launch.cli.init:init", "Write an annotated launch.toml into this folder."),
     "host": ("launch.cli.host:host", "Add or forget a host of launch.toml."),
+    "hosts": ("launch.cli.hosts:hosts", "Show every host, whether it answers, and what it is."),
     "run": ("launch.cli.run:run", "Start a run of a training stage and follow it."),
     "ps": ("launch.cli.ps:ps", "Show the runs of every host."),
     "logs": ("launch.cli.logs:logs", "Print a run's log."),
     "stop": ("launch.cli.stop:stop", "Let a run save and leave."),
     "resume": ("launch.cli.resume:resume", "Go on with a run from its last checkpoint."),
+    "sync-out": ("launch.cli.sync:sync_out", "Bring weights and runs home, verified."),
+    "sync-in": ("launch.cli.sync:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
 }
 """Name -> where it is, and its line in the help."""
 

@@ -155,6 +155,8 @@ class _Trip:
         What changed while it was copied is listed anew and tried once more; what was deleted meanwhile is let go.
         """
         kept = {file.path: file for file in files}
+        if not missing:
+            return files
         courier = Courier(self._transport, self._inventory, self._root, self._store)
         unstable = self._transfer(courier, kept, missing)
         if unstable:

@@ -25,6 +25,16 @@ class Push:
     length_bytes: int
     state: str  # absent, same or different
 
+    def to_dict(self) -> dict[str, object]:
+        """For --json."""
+        return {
+            "path": str(self.local),
+            "to": self.remote,
+            "sha256": self.sha256,
+            "bytes": self.length_bytes,
+            "host_had": self.state,
+        }
+
 
 def compare(transport: Transport, files: Sequence[tuple[Path, str]]) -> list[Push]:
     """Hash (local file, absolute remote path) pairs on both sides; changes nothing.
