@@ -23,16 +23,16 @@ lint: dev
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-image: dev
+image: .venv
 	$(V) docker/build.py $(FLAVOUR) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
 
-base-image: dev
+base-image: .venv
 	$(V) docker/build.py base
 
 bench: dev
 	set -e; for question in bench/*.py; do $(V) $$question; done
 
-docs: dev
+docs: .venv
 	$(V) docs/generate.py
 
 lock: dev
