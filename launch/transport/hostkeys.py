@@ -15,7 +15,7 @@ from launch.errors import Exit, LaunchError
 from launch.inventory import Host, Inventory
 from launch.transport.openssh import CONNECT_TIMEOUT_S
 from launch.transport.ssh import open_connection, trust_only
-from launch.transport.trouble import explain
+from launch.transport.trouble import explain, unusable_known_hosts
 from minimind.rundir import publish
 
 _KINDS = {
@@ -136,7 +136,7 @@ def _lines(known_hosts: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise _unusable(known_hosts, error) from error
+        raise unusable_known_hosts(known_hosts, error) from error
 
 
 def _without(known_hosts: Path, servers: set[str]) -> list[str]:
@@ -156,13 +156,4 @@ def _write(known_hosts: Path, lines: list[str]) -> None:
         known_hosts.parent.mkdir(parents=True, exist_ok=True)
         publish(known_hosts.resolve(), text.encode(), mode=0o644)
     except OSError as error:
-        raise _unusable(known_hosts, error) from error
-
-
-def _unusable(known_hosts: Path, error: Exception) -> LaunchError:
-    return LaunchError(
-        f"{known_hosts} cannot be used",
-        why=str(error),
-        remedy="correct it, or set known_hosts in launch.toml to another path",
-        code=Exit.INVALID,
-    )
+        raise unusable_known_hosts(known_hosts, error) from error

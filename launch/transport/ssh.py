@@ -16,7 +16,7 @@ from launch.inventory import Host, Inventory, parse_ssh
 from launch.transport.openssh import CONNECT_TIMEOUT_S, KEEPALIVE_S
 from launch.transport.running import Running
 from launch.transport.shell import WRAPPER, ShellTransport
-from launch.transport.trouble import explain
+from launch.transport.trouble import explain, unusable_known_hosts
 
 SILENT_S = 3 * KEEPALIVE_S
 WINDOW_BYTES = 16 << 20
@@ -61,7 +61,11 @@ def open_connection(host: Host, inventory: Inventory) -> Any:
 
 
 def trust_only(connection: Any, inventory: Inventory) -> None:
-    """Replace fabric's policy of accepting any key, for the connection and every jump before it."""
+    """Replace fabric's policy of accepting any key, for the connection and every jump before it.
+
+    Raises:
+        LaunchError: INVALID when our known hosts cannot be read.
+    """
     import paramiko
 
     class Refuse(paramiko.MissingHostKeyPolicy):
@@ -70,8 +74,11 @@ def trust_only(connection: Any, inventory: Inventory) -> None:
 
     while connection is not None and not isinstance(connection, str):
         connection.client.set_missing_host_key_policy(Refuse())
-        if inventory.known_hosts.exists():
-            connection.client.load_host_keys(str(inventory.known_hosts))
+        try:
+            if inventory.known_hosts.exists():
+                connection.client.load_host_keys(str(inventory.known_hosts))
+        except Exception as error:
+            raise unusable_known_hosts(inventory.known_hosts, error) from error
         connection = connection.gateway
 
 
@@ -89,12 +96,13 @@ class SshTransport(ShellTransport):
     def __init__(self, host: Host, inventory: Inventory) -> None:
         self.host = host
         self._connection = open_connection(host, inventory)
+        trust_only(self._connection, inventory)
         try:
-            trust_only(self._connection, inventory)
             self._connection.open()
         except Exception as error:
+            trouble = explain(error, host=host, connection=self._connection, inventory=inventory)
             self._close_all()
-            raise explain(error, host=host, connection=self._connection, inventory=inventory) from error
+            raise trouble from error
         self._wire = self._connection.transport
         with contextlib.suppress(AttributeError, OSError):  # a jump or proxy is no socket
             self._wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 from launch.errors import Exit, LaunchError
@@ -72,4 +73,14 @@ def explain(error: Exception, *, host: Host, connection: Any, inventory: Invento
         f"{where} cannot be reached",
         str(error) or type(error).__name__,
         f"see whether `ssh {host.ssh}` works, and correct hosts.{host.name} in {inventory.path}",
+    )
+
+
+def unusable_known_hosts(known_hosts: Path, error: Exception) -> LaunchError:
+    """Our list of host keys, missing permissions or no text."""
+    return LaunchError(
+        f"{known_hosts} cannot be used",
+        why=str(error),
+        remedy="correct it, or set known_hosts in launch.toml to another path",
+        code=Exit.INVALID,
     )
