@@ -10,6 +10,8 @@ import pytest
 from launch.errors import Exit, LaunchError
 from launch.inventory import load
 from launch.transport import DryTransport, Result, connect, host_path
+from tests.conftest import make_ssh_home
+from tests.support.wire import Wire
 
 NASTY = [
     "two words",
@@ -268,3 +270,72 @@ def test_the_dry_wrapper_reads_and_changes_nothing(transport, far, tmp_path):
         ("fetch", 3),
     ]
     assert record[0].describe() == f"{transport.host.name}: run rm -r {far}"
+
+
+@pytest.fixture
+def wired(tmp_path, sshd):
+    """An ssh transport through a relay that the test can stop and cut."""
+    wire = Wire(sshd.port)
+    home = make_ssh_home(tmp_path / "wired", sshd)
+    for name in ("launch.toml", "launch.known_hosts"):
+        path = home.home / name
+        path.write_text(path.read_text().replace(str(sshd.port), str(wire.port)))
+    with connect(home.host, home.inventory) as opened:
+        yield opened, wire
+    wire.close()
+
+
+@pytest.mark.sshd
+def test_a_link_cut_in_mid_stream_is_unreachable_and_stays_so(wired):
+    transport, wire = wired
+    stream = transport.stream(["sh", "-c", "echo first; sleep 600"])
+    assert next(stream) == b"first\n"
+    wire.cut()
+    for again in (lambda: next(stream), lambda: transport.read(["true"])):
+        with pytest.raises(LaunchError) as caught:
+            again()
+        assert caught.value.code == Exit.UNREACHABLE
+
+
+@pytest.mark.sshd
+def test_a_link_that_goes_silent_is_given_up_after_three_keepalives(wired, monkeypatch):
+    monkeypatch.setattr("launch.transport.ssh.SILENT_S", 1.0)
+    transport, wire = wired
+    stream = transport.stream(["sh", "-c", "echo first; sleep 600"])
+    assert next(stream) == b"first\n"
+    wire.stopped.set()
+    started = time.monotonic()
+    with pytest.raises(LaunchError) as caught:
+        next(stream)
+    assert caught.value.code == Exit.UNREACHABLE
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.sshd
+def test_a_quiet_command_on_a_good_link_is_not_given_up(tmp_path, ssh_home, monkeypatch):
+    monkeypatch.setattr("launch.transport.ssh.KEEPALIVE_S", 0.2)
+    monkeypatch.setattr("launch.transport.ssh.SILENT_S", 1.5)
+    with connect(ssh_home.host, ssh_home.inventory) as transport:
+        assert transport.read(["sh", "-c", "sleep 4; echo done"]).text == "done"
+
+
+@pytest.mark.sshd
+def test_a_file_cut_off_while_it_is_sent_leaves_neither_name_nor_temporary(wired, far, tmp_path):
+    transport, wire = wired
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(8_000_000))
+    sent = []
+
+    def cut_in_the_middle(count):
+        sent.append(count)
+        if sum(sent) > 2_000_000:
+            wire.cut()
+
+    with pytest.raises(LaunchError) as caught:
+        transport.send(source, f"{far}/name", on_bytes=cut_in_the_middle)
+    assert caught.value.code == Exit.UNREACHABLE
+    assert 2_000_000 < sum(sent) < 8_000_000
+    deadline = time.monotonic() + 30
+    while listing(far) and time.monotonic() < deadline:  # the host notices a moment later
+        time.sleep(0.05)
+    assert listing(far) == []
