@@ -85,3 +85,10 @@ def end_all(home) -> None:
             pid = json.loads((run_dir / "handle.json").read_bytes())["pid"]
             if str(run_dir) in pathlib.Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
+
+
+def local_home(folder: pathlib.Path) -> conftest.SshHome:
+    """A home without any launch.toml: there is the host local, and its root is local/ below."""
+    home = corpus.make(folder / "laptop home")
+    environ = {key: value for key, value in os.environ.items() if key != "LAUNCH_INVENTORY"}
+    return conftest.SshHome(home, home / "local", None, {**environ, "PYTHONPATH": str(conftest.ROOT)})

@@ -1,0 +1,23 @@
+"""The environment of the venv executor, made on a host from the lock: once, by whoever needs it first."""
+
+import pytest
+
+from tests.support import launching
+from tests.support.launching import rows
+
+pytestmark = [pytest.mark.sshd, pytest.mark.timeout(900)]
+
+
+def test_a_bare_host_gets_its_environment_from_the_lock_and_keeps_it(tmp_path, sshd):
+    home = launching.make_home(tmp_path, sshd, extra='executor = "venv"\n')
+    args = ("run", "tokenizer", "--host", "gpu8", "--", "--vocab_size", "300")
+    first = home.launch(*args, timeout=800)
+    assert first.returncode == 0, first.stderr
+    (environment,) = (p for p in (home.root / "env").iterdir() if (p / ".complete").exists())
+    made_at = (environment / ".complete").stat().st_mtime_ns
+    again = home.launch(*args, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "making the environment" in first.stderr and "making the environment" not in again.stderr
+    assert (environment / ".complete").stat().st_mtime_ns == made_at
+    assert [row["state"] for row in rows(home)] == ["SUCCEEDED", "SUCCEEDED"]
+    assert not list((home.root / "code").glob(".tmp-*"))

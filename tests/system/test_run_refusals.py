@@ -1,0 +1,99 @@
+"""What `launch run` refuses, with the documented exit code and one paragraph, and what a dry run leaves: nothing."""
+
+import json
+
+import pytest
+
+from tests.support import launching
+from tests.support.launching import TRAIN, tree
+
+
+@pytest.fixture
+def home(tmp_path, sshd):
+    return launching.make_home(tmp_path, sshd)
+
+
+@pytest.mark.sshd
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (("pretrian",), 2, "Did you mean 'pretrain'"),
+        (("pretrain", "--nproc", "0"), 2, "--nproc"),
+        (("pretrain", "--nproc", "two"), 2, "--nproc"),
+        (("pretrain", "--host", "a", "--host", "b"), 2, "one host for now"),
+        (("pretrain", "--name", "last"), 2, "--name"),
+        (("pretrain", "--hidden_size", "64"), 2, "come after --"),
+        (("pretrain", "--", "--run_dir", "x"), 2, "launch resume"),
+        (("pretrain", "--data", "x", "--", "--data-path=y"), 2, "give one"),
+        (("pretrain", "--host", "gpu9"), 3, "gpu8"),
+        (("pretrain", "--host", "gpu8", "--data", "nowhere.jsonl"), 3, "nowhere.jsonl"),
+        (("dpo", "--host", "gpu8"), 3, "full_sft_512.pth"),
+        (("dpo", "--host", "gpu8", "--", "--hidden-size=64"), 3, "full_sft_64.pth"),
+        (("full_sft", "--host", "gpu8", "--", "--from_weight", "gone.pth"), 3, "gone.pth"),
+        (("pretrain", "--host", "gpu8", "--", "--tokenizer", "no/where"), 3, "no/where"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_code_before_anything_is_made(home, args, code, told):
+    before = tree(home.home, home.root)
+    done = home.launch("run", *args)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr and "Traceback" not in done.stderr
+    assert code == 2 or ("why:" in done.stderr and "remedy:" in done.stderr)
+    assert done.stdout == ""
+    assert tree(home.home, home.root) == before
+
+
+@pytest.mark.sshd
+def test_missing_weights_name_both_places_and_the_stage_that_writes_them(home):
+    done = home.launch("run", "full_sft", "--host", "gpu8", "--", *TRAIN)
+    assert done.returncode == 3
+    assert f"gpu8:{home.root}/out/pretrain_64.pth" in done.stderr
+    assert str(home.home / "out" / "pretrain_64.pth") in done.stderr
+    assert "launch run pretrain --host gpu8" in done.stderr
+
+
+@pytest.mark.sshd
+def test_a_dry_run_shows_every_step_and_changes_nothing_anywhere(home):
+    data = home.home / "dataset" / "pretrain_hq.jsonl"
+    before = tree(home.home, home.root)
+    args = ("run", "pretrain", "--host", "gpu8", "--name", "n", "--dry-run")
+    shown = home.launch(*args, "--", *TRAIN)
+    assert shown.returncode == 0, shown.stderr
+    assert f"{data} -> {home.root}/dataset/pretrain_hq.jsonl ({data.stat().st_size} bytes)" in shown.stdout
+    assert "minimind.supervise" in shown.stdout and "spec.json" in shown.stdout and "n.1" in shown.stdout
+
+    told = json.loads(home.launch(*args, "--json", "--", *TRAIN, check=True).stdout)
+    assert told["spec"]["stage"] == "pretrain" and told["spec"]["flags"][-len(TRAIN) :] == list(TRAIN)
+    sent = {step["path"]: step["length_bytes"] for step in told["steps"] if step["verb"] == "send"}
+    assert sent[f"{home.root}/dataset/pretrain_hq.jsonl"] == data.stat().st_size
+    assert len(sent) == 3
+    assert tree(home.home, home.root) == before
+
+
+@pytest.mark.sshd
+def test_an_explicit_file_goes_to_inputs_and_the_flag_follows_it(home):
+    (home.home / "mine.jsonl").write_text('{"text": "x"}\n')
+    run = ("run", "pretrain", "--host", "gpu8", "--dry-run", "--json", "--data", "mine.jsonl", "--", *TRAIN)
+    spec = json.loads(home.launch(*run, check=True).stdout)["spec"]
+    path = next(item["path"] for item in spec["inputs"] if item["path"].endswith("mine.jsonl"))
+    assert path.startswith(f"{home.root}/inputs/")
+    assert spec["flags"][spec["flags"].index("--data_path") + 1] == path
+
+
+def test_the_local_host_reads_a_named_file_where_it_lies(tmp_path):
+    home = launching.local_home(tmp_path)
+    spec = json.loads(home.launch("run", "pretrain", "--dry-run", "--json", "--", *TRAIN, check=True).stdout)["spec"]
+    assert f"{home.home}/dataset/pretrain_hq.jsonl" in spec["flags"]
+    assert not (home.home / "local").exists()
+
+
+@pytest.mark.sshd
+def test_an_unreachable_host_is_an_unknown_row_unless_it_was_asked_for(home):
+    with open(home.home / "launch.toml", "a") as file:
+        file.write('\n[hosts.gone]\nssh = "nobody@127.0.0.1:1"\n')
+    seen = home.launch("ps", "--json")
+    assert seen.returncode == 0
+    assert [(row["host"], row["state"]) for row in json.loads(seen.stdout)] == [("gone", "UNKNOWN")]
+    assert "gone" in seen.stderr and "remedy:" in seen.stderr
+    assert home.launch("ps", "--host", "gone").returncode == 4
+    assert home.launch("logs", "last").returncode == 4
