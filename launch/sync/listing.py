@@ -21,7 +21,7 @@ for top in "$@"; do
   if [ -e "$top" ]; then set -- "$@" "$top"; fi
   shift
 done
-[ $# -gt 0 ] || exit 0
+[ $# -gt 0 ] || { printf 'end\0'; exit 0; }
 if find . -maxdepth 0 -printf '' 2>/dev/null; then
   find -H "$@" ! -type d -printf '%y %s %D.%i %p\0'
 else
@@ -34,8 +34,11 @@ else
       fi
     done' sh {} +
 fi
+code=$?
+printf 'end\0'
+exit $code
 """
-"""Prints, NUL-terminated: kind (f: regular), bytes, an identity shared by hard links (or -), path below the root."""
+"""Prints, NUL-terminated: kind (f: regular), bytes, an identity shared by hard links (or -), path; at last ``end``."""
 
 HASH = r"""
 cd "$1" || exit 66
@@ -114,10 +117,22 @@ def list_files(transport: Transport, root: str, tops: Sequence[str]) -> Listing:
 
 
 def parse(listed: bytes, tops: Sequence[str]) -> Listing:
-    """Read the output of LIST; nothing in it is trusted."""
+    """Read the output of LIST; nothing in it is trusted.
+
+    Raises:
+        LaunchError: INCOMPLETE when it does not reach its end.
+    """
     files: dict[str, RemoteFile] = {}
     odd = []
-    for entry in listed.split(b"\0")[:-1]:
+    *entries, end, rest = [b"", *listed.split(b"\0")]
+    if (end, rest) != (b"end", b""):
+        raise LaunchError(
+            "the host's list of files is cut off",
+            why="it ended before its end mark",
+            remedy="run the same command again",
+            code=Exit.INCOMPLETE,
+        )
+    for entry in entries[1:]:
         kind, _, rest = entry.partition(b" ")
         length, _, rest = rest.partition(b" ")
         identity, _, raw = rest.partition(b" ")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 STDERR_TAIL_BYTES = 1 << 14
 POLL_S = 0.5
+LINGER_S = 5.0
 
 
 class Running(abc.ABC):
@@ -70,13 +71,17 @@ class Running(abc.ABC):
                 self._tail = (self._tail + data)[-STDERR_TAIL_BYTES:]
 
     def chunks(self, deadline: float | None) -> Iterator[bytes]:
-        """Stdout until its end, or until the command is gone and whoever inherited its stdout stays silent."""
+        """Stdout until its end, or until it was silent for LINGER_S after the command ended and left it to a child."""
+        ended_at = None  # the exit code may overtake the last output by a moment: its arrival ends nothing by itself
         while True:
             data = self.recv(POLL_S)
             if data:
                 yield data
-            elif data is not None or self.exit_code(0) is not None:
+                ended_at = None
+            elif data is not None or (ended_at is not None and time.monotonic() - ended_at > LINGER_S):
                 return
+            elif ended_at is None and self.exit_code(0) is not None:
+                ended_at = time.monotonic()
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
 
