@@ -14,8 +14,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,13 +48,8 @@ class Job:
 
     def flags(self) -> list[str]:
         """The trainer's flags."""
-        said = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
-        return [
-            *MODEL,
-            "--accumulation_steps",
-            "1",
-            *(w for key, value in said.items() for w in (f"--{key}", str(value))),
-        ]
+        said = f"--epochs {self.epochs} --batch_size {self.batch_size} --learning_rate {self.learning_rate}"
+        return [*MODEL, "--accumulation_steps", "1", *said.split()]
 
     def steps(self, lines: int) -> int:
         """Optimizer steps over data of so many lines: batches of each pass, shared out among the ranks."""
@@ -63,8 +59,8 @@ class Job:
 JOBS = (
     Job(stage="pretrain", data="pretrain_hq.jsonl", epochs=3, batch_size=8, learning_rate=3e-3),
     Job(stage="full_sft", data="sft_mini_512.jsonl", epochs=4, batch_size=8, learning_rate=2e-3),
-    Job(stage="dpo", data="dpo.jsonl", epochs=1, batch_size=8, learning_rate=2e-5),
-    Job(stage="lora", data="lora_identity.jsonl", epochs=8, batch_size=8, learning_rate=3e-3),
+    Job(stage="dpo", data="dpo.jsonl", epochs=1, batch_size=8, learning_rate=1e-4),
+    Job(stage="lora", data="lora_identity.jsonl", epochs=12, batch_size=4, learning_rate=5e-3),
 )
 
 
@@ -94,15 +90,22 @@ class Demo:
         Raises:
             Failed: when the folder is somebody else's, or a run in it is alive.
         """
-        made = (self.folder / MARK).is_file()
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not made:
+        found = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        mark, empty = self.folder / MARK, self.folder / "launch.toml"
+        if found and mark not in found:
             raise Failed(
                 f"{self.folder} is not the demo's\n  why: it lacks {MARK}, which the demo leaves in its own folder\n"
                 "  remedy: move it away, or name another folder with --to",
                 REFUSED,
             )
-        if made and (self.folder / "local" / "runs").is_dir():
-            runs = json.loads(self.launch("ps", "--host", "local", "--json", name="ps").stdout or "[]")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        above = next((p for p in self.folder.parents if (p / empty.name).is_file()), None)
+        if above and not empty.exists():
+            self.say(f"{above / empty.name} is left alone: an empty one in {self.shown(self.folder)} hides it")
+            empty.write_text("# empty: the demo uses the built-in host `local`\n")
+        if self.run_dirs("*"):
+            runs = json.loads(self.launch("ps", "--host", "local", "--json", name="ps"))
             alive = [run["run_id"] for run in runs if not State(run["state"]).ended and run["state"] != State.PREPARED]
             if alive:
                 raise Failed(
@@ -110,54 +113,47 @@ class Demo:
                     f"  remedy: cd {self.shown(self.folder)} && launch stop {alive[0]}",
                     REFUSED,
                 )
-        if made and not keep:
-            self.say(f"removing {self.shown(self.folder)}, which an earlier demo made (--keep adds to it instead)")
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / MARK).touch()
-        above = next((p for p in self.folder.parents if (p / "launch.toml").is_file()), None)
-        if above:
-            self.say(f"{above}/launch.toml is left alone: an empty one in {self.shown(self.folder)} hides it")
-            (self.folder / "launch.toml").write_text("# empty: the demo uses the built-in host `local`\n")
+        old = [path for path in found if path not in (mark, empty)]
+        if old and not keep:
+            self.say(
+                f"removing what an earlier demo left in {self.shown(self.folder)}: {', '.join(p.name for p in old)}"
+            )
+            for path in old:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def shown(self, path: Path) -> str:
         """A path as short as it can be typed from here."""
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
-    def command(self, argv: Sequence[str], *, name: str) -> subprocess.CompletedProcess[str]:
-        """Run something to its end, keeping what it prints in ``logs/``.
+    def launch(self, *words: str, name: str, watch: Callable[[], None] | None = None) -> str:
+        """One call of the real command line."""
+        return self.command([sys.executable, "-m", "launch", *words], name=name, watch=watch)
+
+    def command(self, argv: Sequence[str], *, name: str, watch: Callable[[], None] | None = None) -> str:
+        """Run something in the demo's folder, keeping what it prints in ``logs/``; returns its stdout.
 
         Raises:
             Failed: with what it said, when it fails.
         """
-        process = self.start(argv, name=name)
-        return self.finish(process, name)
-
-    def launch(self, *words: str, name: str) -> subprocess.CompletedProcess[str]:
-        """One call of the real command line."""
-        return self.command([*LAUNCH, *words], name=name)
-
-    def start(self, argv: Sequence[str], *, name: str) -> subprocess.Popen[bytes]:
-        """Begin a command in the demo's folder; stdout and stderr go to files."""
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         with open(logs / f"{name}.out", "wb") as out, open(logs / f"{name}.err", "wb") as err:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 argv, cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err
             )
-
-    def finish(self, process: subprocess.Popen[bytes], name: str) -> subprocess.CompletedProcess[str]:
-        """Wait for a command; Ctrl-C reached it too, so let it say its last words."""
         try:
+            while watch and process.poll() is None:
+                watch()
+                time.sleep(POLL_S)
             code = process.wait()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # it got the signal too: let it say how to return to a run that goes on
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
-            raise Failed(self.words(name, "err") or "interrupted", INTERRUPTED) from None
+            raise Failed(f"interrupted\n{self.words(name, 'err')}", INTERRUPTED) from None
         if code:
             said = self.words(name, "err") or self.words(name, "out")
-            raise Failed(f"{said}\n(all of it: {self.shown(self.folder / 'logs')}/{name}.out and .err)", code)
-        return subprocess.CompletedProcess(process.args, code, self.words(name, "out"), self.words(name, "err"))
+            raise Failed(f"{said}\n(all of it: {self.shown(logs)}/{name}.*)", code)
+        return self.words(name, "out")
 
     def words(self, name: str, kind: str) -> str:
         """What a command printed."""
@@ -171,22 +167,21 @@ class Demo:
         words = ["run", job.stage, "--host", "local", "--nproc", str(NPROC), "--", *flags]
         self.say(f"$ launch {shlex.join(words)}")
         before, began = self.run_dirs(job.stage), time.monotonic()
-        process = self.start([*LAUNCH, *words], name=job.stage)
-        while self.live and process.poll() is None:
-            time.sleep(POLL_S)
+
+        def watch(*, final: bool = False) -> None:
             new = sorted(self.run_dirs(job.stage) - before)
-            self.draw(job.stage, read_metrics(new[-1] / "metrics.jsonl") if new else [], total, began)
-        self.finish(process, job.stage)
-        metrics = read_metrics(max(self.run_dirs(job.stage) - before) / "metrics.jsonl")
-        self.draw(job.stage, metrics, total, began, final=True)
+            metrics = read_metrics(new[-1] / "metrics.jsonl") if new else []
+            self.draw(job.stage, metrics, total, time.monotonic() - began, final=final)
+
+        self.launch(*words, name=job.stage, watch=watch if self.live else None)
+        watch(final=True)
 
     def run_dirs(self, stage: str) -> set[Path]:
         """Run directories of a stage."""
         return set((self.folder / "local" / "runs").glob(f"*-{stage}-*"))
 
-    def draw(self, stage: str, metrics: list[dict[str, Any]], total: int, began: float, *, final: bool = False) -> None:
+    def draw(self, stage: str, metrics: list[dict[str, Any]], total: int, seconds: float, *, final: bool) -> None:
         """One line: how far a stage is."""
-        seconds = time.monotonic() - began
         losses = f"loss {metrics[0]['loss']:.2f} -> {metrics[-1]['loss']:.2f}" if metrics else "starting"
         done = len(metrics)
         if not self.live:
@@ -208,7 +203,7 @@ class Demo:
         self.prepare(keep=keep)
         self.say("1. Data: written for this project, combined by a seeded generator.")
         made = self.command([sys.executable, str(REPOSITORY / "demo" / "data.py"), "--to", "dataset"], name="data")
-        self.say(indented(made.stdout))
+        self.say(textwrap.indent(made, "  "))
         self.say("\n2. Training: a tokenizer, then four stages on two processes, each a run of its own.")
         words = ["run", "tokenizer", "--host", "local", "--", "--vocab_size", str(VOCABULARY)]
         self.say(f"$ launch {shlex.join(words)}")
@@ -244,7 +239,7 @@ class Demo:
         weights = ["--from_weight", f"home/out/{WEIGHTS}", "--from_lora", f"home/out/{ADAPTER}"]
         words = ["-m", "minimind", "chat", *weights, "--temperature", "0", "--prompt", QUESTION]
         self.say(f"$ python {' '.join(words)}")
-        answer = self.command([sys.executable, *words], name="chat").stdout
+        answer = self.command([sys.executable, *words], name="chat")
         self.say(f"  {answer}")
         if NAME not in answer and not self.quick:
             raise Failed(
@@ -268,9 +263,6 @@ class Demo:
         self.say("  launch init          in a folder of your own, with your data in dataset/; then README.md")
 
 
-LAUNCH = (sys.executable, "-m", "launch")
-
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete lines of metrics.jsonl; none when it is not there yet."""
     try:
@@ -278,11 +270,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]
-
-
-def indented(text: str) -> str:
-    """Two spaces before every line."""
-    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
