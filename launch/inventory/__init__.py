@@ -136,7 +136,7 @@ def parse_ssh(text: str) -> SshAddress:
         ValueError: saying what is wrong.
     """
     user, at, rest = text.rpartition("@")
-    bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.%\w]+)\](?::(\d+))?", rest)
+    bracketed = re.fullmatch(r"\[([\w.%:-]+)\](?::(\d+))?", rest)
     if bracketed:
         name, port = bracketed[1], bracketed[2]
     elif rest.count(":") > 1:

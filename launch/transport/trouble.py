@@ -24,6 +24,12 @@ def explain(error: Exception, *, host: Host, connection: Any, inventory: Invento
 
     wire = connection.client.get_transport()
     match error:
+        case UnknownHostKey() if error.server not in (connection.host, f"[{connection.host}]:{connection.port}"):
+            return trouble(
+                f"the key of {error.server}, on the way there, is not known",
+                f"{inventory.known_hosts} has no key of it; it shows {error.fingerprint}",
+                f"make the jump a host of its own: launch host add NAME --ssh {error.server}",
+            )
         case UnknownHostKey():
             return trouble(
                 "the host's key is not known",

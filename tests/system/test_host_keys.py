@@ -254,6 +254,23 @@ def test_an_alias_of_the_ssh_config_is_known_by_its_real_name(empty_home):
     assert empty_home.launch("ps", "--host", "new").returncode == 0
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_a_jump_on_the_way_must_be_known_too(own_home, known):
+    port, user = own_home.sshd.port, own_home.sshd.address.partition("@")[0]
+    (own_home.home / "ssh_config").write_text(
+        f"Host inner\n  HostName 127.0.0.1\n  Port {port}\n  ProxyJump {user}@localhost:{port}\n"
+        f"Host *\n  IdentityFile {own_home.sshd.user_key}\n"
+    )
+    write(own_home, "inner")
+    if known:
+        with open(own_home.home / "launch.known_hosts", "a") as file:
+            file.write(own_home.sshd.known_hosts().replace("127.0.0.1", "localhost"))
+        assert own_home.launch("ps", "--host", "gpu8").returncode == 0
+    else:
+        said(own_home.launch("ps", "--host", "gpu8"), f"[localhost]:{port}", "on the way there")
+        assert accepted(own_home.sshd) == 0
+
+
 def test_a_name_that_is_taken_is_refused_with_the_remedy(ssh_home):
     before = files(ssh_home)
     result = ssh_home.launch("host", "add", "gpu8", "--ssh", "x", "--fingerprint", "SHA256:" + "a" * 43)

@@ -390,16 +390,19 @@ def slow(request, tmp_path, sshd, monkeypatch):
     for name in ("launch.toml", "launch.known_hosts"):
         path = home.home / name
         path.write_text(path.read_text().replace(str(sshd.port), str(wire.port)))
-    if request.param == "fetch":
-        tools = tmp_path / "tools"
-        tools.mkdir()
-        for tool in ("sh", "env"):
-            os.symlink(shutil.which(tool), tools / tool)
-        home.environ["PATH"] = str(tools)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "env", "ssh"):
+        os.symlink(shutil.which(tool), tools / tool)
+    if request.param == "rsync":
+        (tools / "rsync").write_text(f'#!/bin/sh\n: >"{tools}/used"\nexec {shutil.which("rsync")} "$@"\n')
+        (tools / "rsync").chmod(0o755)
+    home.environ["PATH"] = str(tools)
     make_run(home.root, RUN, "rlhf_512.pth", os.urandom(24_000_000))
     put(home.home / "out" / "rlhf_512.pth", b"an older one")
     yield home, wire
     wire.close()
+    assert (tools / "used").exists() == (request.param == "rsync")
 
 
 def gathered(home):

@@ -1,0 +1,21 @@
+from launch.argv import rsync
+
+
+def test_appending_to_a_part_says_every_word_apart():
+    argv = rsync.append(
+        ssh=["ssh", "-p", "2222", "-o", 'UserKnownHostsFile="/a b/known"'],
+        destination="gpu8",
+        remote="/root/out/it's $(id).pth",
+        part="/home/me/.sync/00.part",
+    )
+    assert argv == [
+        "rsync",
+        "--append",
+        "--secluded-args",
+        "--progress",
+        "--timeout=60",
+        "--rsh",
+        "ssh -p 2222 -o 'UserKnownHostsFile=\"/a b/known\"'",
+        "gpu8:/root/out/it's $(id).pth",
+        "/home/me/.sync/00.part",
+    ]
