@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from launch.cli import cli
 from launch.errors import Exit
 from minimind.catalog import CATALOG, weights_file
-from minimind.config import CONFIGS, DEFAULTS
+from minimind.config import CONFIGS, defaults
 from minimind.generate import ChatConfig
 from minimind.rundir import Reason, State
 
@@ -72,7 +72,7 @@ def trainer() -> str:
         parts.append(f"| {info.name} | {info.starts_from or 'nothing'} | `{written}` | `{info.default_data}` |\n")
     for stage, config in CONFIGS.items():
         parts.append(f"\n## `{stage}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n")
-        parts.append(flags(config, DEFAULTS.get(("minimind2", stage), {})))
+        parts.append(flags(config, defaults("minimind2", stage)))
     parts.append(f"\n## `chat`\n\n{inspect.cleandoc(ChatConfig.__doc__ or '')}\n{flags(ChatConfig, {})}")
     return "".join(parts)
 

@@ -6,15 +6,19 @@ sample and never whether it is in the step.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minimind.shards import DOCS_PER_SAMPLE, Shards
+from minimind.shards import DOCS_PER_SAMPLE, TARGET, Shards
+
+Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(ids, flags) of positions that could be predicted -> their weights; those above zero are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,9 @@ class Batch:
     select: Tensor  # (N,)
     targets: Tensor  # (N,)
     document: Tensor  # (N,) which document each target belongs to
+    weights: Tensor  # (N,) one each, unless the stage weighs
     documents: int
+    count: int  # targets, each once
     tokens: int  # real ones, each document's first included
 
     def to(self, device: torch.device) -> Batch:
@@ -100,17 +106,26 @@ class Batch:
             return self
         moved = {
             name: getattr(self, name).pin_memory().to(device, non_blocking=True)
-            for name in ("ids", "select", "targets", "document")
+            for name in ("ids", "select", "targets", "document", "weights")
         }
-        return Batch(lengths=self.lengths, documents=self.documents, tokens=self.tokens, **moved)
+        return dataclasses.replace(self, **moved)
 
 
 class Reader:
     """Turns sample numbers into batches."""
 
-    def __init__(self, shards: Shards, *, max_seq_len: int, pack: bool, max_tokens_per_batch: int | None) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        max_seq_len: int,
+        pack: bool,
+        max_tokens_per_batch: int | None,
+        weigh: Weigh | None = None,
+    ) -> None:
         self.shards, self.max_seq_len, self.pack = shards, max_seq_len, pack
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.weigh: Weigh = weigh or (lambda ids, flags: flags & TARGET)
         self.per_sample = DOCS_PER_SAMPLE[shards.kind]
         self.lengths = shards.lengths(max_seq_len)
         self.target_counts = shards.target_counts(max_seq_len)
@@ -164,12 +179,16 @@ class Reader:
         numbers = self._documents(samples)
         starts, lengths = self.shards.offsets[numbers], self.lengths[numbers]
         ids = [self.shards.ids[s : s + n].astype(np.int64) for s, n in zip(starts, lengths, strict=True)]
-        masks = [self.shards.targets[s + 1 : s + n] for s, n in zip(starts, lengths, strict=True)]
+        if self.shards.kind == "wrapped":  # a text that is cut keeps its end token
+            for document, number in zip(ids, numbers, strict=True):
+                document[-1] = self.shards.ids[self.shards.offsets[number + 1] - 1]
+        flags = [self.shards.targets[s + 1 : s + n] for s, n in zip(starts, lengths, strict=True)]
+        weights = [self.weigh(document[1:], flag) for document, flag in zip(ids, flags, strict=True)]
         inputs = [document[:-1] for document in ids]
         width = self.max_seq_len - 1
         steps = [len(document) for document in inputs] if self.pack else [width] * len(inputs)
         bases = np.concatenate(([0], np.cumsum(steps[:-1]))).astype(np.int64)
-        places = [np.flatnonzero(mask) for mask in masks]
+        places = [np.flatnonzero(weight) for weight in weights]
         select = np.concatenate([base + place for base, place in zip(bases, places, strict=True)])
         targets = np.concatenate([document[1:][place] for document, place in zip(ids, places, strict=True)])
         document = np.repeat(np.arange(len(ids)), [len(place) for place in places])
@@ -185,6 +204,12 @@ class Reader:
             select=torch.from_numpy(select),
             targets=torch.from_numpy(targets),
             document=torch.from_numpy(document),
+            weights=torch.from_numpy(
+                np.concatenate([weight[place] for weight, place in zip(weights, places, strict=True)]).astype(
+                    np.float32
+                )
+            ),
+            count=sum(int((flag & TARGET).sum()) for flag in flags),
             documents=len(ids),
             tokens=int(lengths.sum()),
         )

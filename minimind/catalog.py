@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PATH_FLAGS = ("data_path", "tokenizer", "from_weight", "from_lora")
+PATH_FLAGS = ("data_path", "tokenizer", "from_weight", "from_lora", "teacher_weight")
 """Trainer flags whose value may be a path that the launcher has to bring to the host."""
 
 
@@ -19,6 +19,7 @@ class StageInfo:
     default_data: str
     starts_from: str | None
     writes: str
+    minimind3_writes: str | None = None
 
 
 CATALOG: dict[str, StageInfo] = {
@@ -27,8 +28,10 @@ CATALOG: dict[str, StageInfo] = {
         StageInfo(name="tokenizer", default_data="pretrain_hq.jsonl", starts_from=None, writes="tokenizer"),
         StageInfo(name="pretrain", default_data="pretrain_hq.jsonl", starts_from=None, writes="pretrain"),
         StageInfo(name="full_sft", default_data="sft_mini_512.jsonl", starts_from="pretrain", writes="full_sft"),
-        StageInfo(name="dpo", default_data="dpo.jsonl", starts_from="full_sft", writes="rlhf"),
+        StageInfo(name="dpo", default_data="dpo.jsonl", starts_from="full_sft", writes="rlhf", minimind3_writes="dpo"),
         StageInfo(name="lora", default_data="{lora_name}.jsonl", starts_from="full_sft", writes="lora/{lora_name}"),
+        StageInfo(name="reason", default_data="r1_mix_1024.jsonl", starts_from="rlhf", writes="reason"),
+        StageInfo(name="distillation", default_data="sft_xxx.jsonl", starts_from="full_sft", writes="full_dist"),
     )
 }
 

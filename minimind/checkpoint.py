@@ -26,6 +26,8 @@ from minimind.model import MiniMind
 from minimind.rundir import Reason, RunDir, RunError
 
 SIDECAR_VERSION = 1
+UNSHAPED = ("rms_norm_eps", "rope_theta", "max_position_embeddings", "experts_per_token")
+"""What the shapes of a file cannot say; the sidecar does, else the generation's default holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,18 +172,27 @@ def infer_config(state: Mapping[str, Tensor], sidecar: Mapping[str, Any], *, sou
     try:
         vocab_size, hidden_size = state["model.embed_tokens.weight"].shape
         layers = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("model.layers."))
-        base = ModelConfig.for_arch(
-            "minimind2", hidden_size=hidden_size, num_hidden_layers=layers, vocab_size=vocab_size
-        )
-        head_dim = int(told.get("head_dim", base.head_dim))
         first = "model.layers.0."
+        q_norm, gate = state.get(f"{first}self_attn.q_norm.weight"), state.get(f"{first}mlp.gate.weight")
+        base = ModelConfig.for_arch(
+            "minimind2" if q_norm is None else "minimind3",
+            hidden_size=hidden_size,
+            num_hidden_layers=layers,
+            vocab_size=vocab_size,
+            use_moe=gate is not None,
+        )
+        head_dim = int(told.get("head_dim", base.head_dim)) if q_norm is None else len(q_norm)
+        expert = "mlp." if gate is None else "mlp.experts.0."
+        shared = {key.split(".")[5] for key in state if key.startswith(f"{first}mlp.shared_experts.")}
         return dataclasses.replace(
             base,
-            **{k: v for k, v in told.items() if k in ("rms_norm_eps", "rope_theta", "max_position_embeddings")},
+            **{k: v for k, v in told.items() if k in UNSHAPED},
+            num_experts=0 if gate is None else len(gate),
+            num_shared_experts=len(shared),
             head_dim=head_dim,
             num_attention_heads=state[f"{first}self_attn.q_proj.weight"].shape[0] // head_dim,
             num_key_value_heads=state[f"{first}self_attn.k_proj.weight"].shape[0] // head_dim,
-            intermediate_size=state[f"{first}mlp.gate_proj.weight"].shape[0],
+            intermediate_size=state[f"{first}{expert}gate_proj.weight"].shape[0],
         )
     except (KeyError, ValueError, IndexError) as error:
         raise RunError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 from minimind.rundir import Reason, RunError
 
 Schedule = Literal["minimind2", "minimind3", "cosine", "constant"]
-Arch = Literal["minimind2"]
+Arch = Literal["minimind2", "minimind3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,22 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float = 1e6
     max_position_embeddings: int = 32768
+    qk_norm: bool = False
+    num_experts: int = 0  # 0: dense
+    num_shared_experts: int = 0
+    experts_per_token: int = 0
 
     @classmethod
-    def for_arch(cls, arch: str, *, hidden_size: int, num_hidden_layers: int, vocab_size: int) -> ModelConfig:
-        """The generation's proportions; minimind2: 8 heads, 2 of keys and values, SwiGLU 8/3 wide, rounded up to 64."""
+    def for_arch(
+        cls, arch: str, *, hidden_size: int, num_hidden_layers: int, vocab_size: int, use_moe: bool = False
+    ) -> ModelConfig:
+        """The generation's proportions: 8 heads of hidden/8, and what the table ``GENERATIONS`` says.
+
+        Raises:
+            RunError: when the hidden size cannot be divided so.
+        """
         heads = 8
+        generation = GENERATIONS[arch]
         if hidden_size % (2 * heads):
             raise RunError(
                 f"hidden_size {hidden_size} does not fit {heads} heads",
@@ -50,11 +62,47 @@ class ModelConfig:
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,
             num_attention_heads=heads,
-            num_key_value_heads=2,
+            num_key_value_heads=generation.num_key_value_heads,
             head_dim=hidden_size // heads,
-            intermediate_size=-(-int(hidden_size * 8 / 3) // 64) * 64,
-            rms_norm_eps=1e-5,
+            intermediate_size=generation.intermediate_size(hidden_size),
+            rms_norm_eps=generation.rms_norm_eps,
+            qk_norm=generation.qk_norm,
+            num_experts=4 if use_moe else 0,
+            num_shared_experts=generation.num_shared_experts if use_moe else 0,
+            experts_per_token=generation.experts_per_token if use_moe else 0,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What sets one generation's decoders apart."""
+
+    num_key_value_heads: int
+    rms_norm_eps: float
+    qk_norm: bool
+    num_shared_experts: int
+    experts_per_token: int
+    intermediate_size: Callable[[int], int]
+
+
+GENERATIONS: dict[str, Generation] = {
+    "minimind2": Generation(
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        qk_norm=False,
+        num_shared_experts=1,
+        experts_per_token=2,
+        intermediate_size=lambda hidden: -(-int(hidden * 8 / 3) // 64) * 64,
+    ),
+    "minimind3": Generation(
+        num_key_value_heads=4,
+        rms_norm_eps=1e-6,
+        qk_norm=True,
+        num_shared_experts=0,
+        experts_per_token=1,
+        intermediate_size=lambda hidden: math.ceil(hidden * math.pi / 64) * 64,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +135,7 @@ class TrainConfig:
     arch: Annotated[Arch, "generation of the model"] = "minimind2"
     hidden_size: Annotated[int, "width of the model; 512 is the 26M preset, 768 with 16 layers the 104M one"] = 512
     num_hidden_layers: Annotated[int, "decoder blocks"] = 8
+    use_moe: Annotated[bool, "mixture of four experts instead of one feed-forward"] = False
     data_path: Annotated[Path | None, "JSONL file; default: the stage's file in dataset/"] = None
     tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ in save_dir"] = None
     save_dir: Annotated[Path, "where weights get the original's names"] = Path("out")
@@ -123,6 +172,25 @@ class LoraConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReasonConfig(TrainConfig):
+    """Fine-tuning on answers that think aloud: the tags' tokens weigh ten times as much."""
+
+    tag_match: Annotated[
+        Literal["whole", "pieces"], "whole tags inside answers, or any token of a tag anywhere as the original does"
+    ] = "whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(TrainConfig):
+    """Learning a teacher's distribution over answer tokens."""
+
+    alpha: Annotated[float, "share of the cross-entropy; the rest is the divergence from the teacher"] = 0.0
+    temperature: Annotated[float, "softens both distributions"] = 1.0
+    teacher_weight: Annotated[str, "name in save_dir or path of the teacher's weights"] = "full_sft"
+    teacher_hidden_size: Annotated[int, "width of a teacher given by name"] = 768
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Training a tokenizer from text."""
 
@@ -140,6 +208,8 @@ CONFIGS: dict[str, type[TrainConfig] | type[TokenizerConfig]] = {
     "full_sft": TrainConfig,
     "dpo": DpoConfig,
     "lora": LoraConfig,
+    "reason": ReasonConfig,
+    "distillation": DistillationConfig,
 }
 
 DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
@@ -147,7 +217,32 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("minimind2", "full_sft"): {"learning_rate": 5e-7, "batch_size": 16, "epochs": 2},
     ("minimind2", "dpo"): {"learning_rate": 1e-8, "batch_size": 4, "epochs": 2, "max_seq_len": 1024},
     ("minimind2", "lora"): {"learning_rate": 1e-4, "batch_size": 32, "epochs": 10},
+    ("minimind2", "reason"): {"learning_rate": 1e-6, "batch_size": 8, "epochs": 1, "max_seq_len": 1024},
+    ("minimind2", "distillation"): {"learning_rate": 5e-6, "batch_size": 32, "epochs": 6},
+    ("minimind3", "pretrain"): {"batch_size": 32, "accumulation_steps": 8, "epochs": 2, "max_seq_len": 340},
+    ("minimind3", "full_sft"): {"learning_rate": 1e-5, "batch_size": 16, "epochs": 2, "max_seq_len": 768},
+    ("minimind3", "dpo"): {
+        "learning_rate": 4e-8,
+        "batch_size": 4,
+        "epochs": 1,
+        "max_seq_len": 1024,
+        "beta": 0.15,
+        "length_normalised": False,
+    },
+    ("minimind3", "lora"): {"learning_rate": 1e-4, "batch_size": 32, "epochs": 10, "max_seq_len": 340, "lora_rank": 16},
+    ("minimind3", "reason"): {"learning_rate": 1e-6, "batch_size": 8, "epochs": 1, "max_seq_len": 1024},
+    ("minimind3", "distillation"): {
+        "learning_rate": 5e-6,
+        "batch_size": 32,
+        "epochs": 6,
+        "max_seq_len": 340,
+        "alpha": 0.5,
+        "temperature": 1.5,
+    },
 }
+COMMON = {"minimind2": {}, "minimind3": {"hidden_size": 768, "lr_schedule": "minimind3"}}
+"""What a generation's stages share."""
+
 
 ALIASES = {"save_dir": ("out_dir",)}
 
@@ -205,9 +300,8 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
         RunError: on a value that no run can have.
     """
     config = CONFIGS[stage]
-    overrides = DEFAULTS.get(("minimind2", stage), {})
     parser = Parser(prog=f"python -m minimind {stage}", description=config.__doc__, allow_abbrev=False)
-    add_fields(parser, config, overrides)
+    add_fields(parser, config, defaults(_asked_arch(argv), stage))
     parsed = config(**vars(parser.parse_args(list(argv))))
     for name in ("epochs", "batch_size", "accumulation_steps", "save_interval", "log_interval", "keep_checkpoints"):
         _at_least(parsed, name, 1)
@@ -215,6 +309,21 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     for name in ("max_steps", "max_tokens_per_batch", "lora_rank", "num_hidden_layers", "max_bad_steps"):
         _at_least(parsed, name, 1)
     return parsed
+
+
+def defaults(arch: str, stage: str) -> dict[str, Any]:
+    """The generation's defaults of a stage where they differ from the dataclass's."""
+    if stage == "tokenizer":
+        return {}
+    return {"arch": arch, **COMMON[arch], **DEFAULTS[arch, stage]}
+
+
+def _asked_arch(argv: Sequence[str]) -> str:
+    """``--arch`` picks the table of defaults, so it is read before the rest."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--arch", default="minimind2")
+    asked = str(early.parse_known_args(list(argv))[0].arch)
+    return asked if asked in GENERATIONS else "minimind2"
 
 
 def _at_least(config: object, name: str, least: int) -> None:

@@ -82,8 +82,11 @@ def pretrain_text(line: Mapping[str, Any]) -> str:
     return text
 
 
-def messages(line: Mapping[str, Any], key: str) -> list[dict[str, str]]:
-    """A list of ``{"role", "content"}``."""
+def messages(line: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """A list of ``{"role", "content"}``; minimind3's lines may add ``reasoning_content``, ``tools`` and ``tool_calls``.
+
+    The last two are JSON, as text or as it is; the chat template renders them.
+    """
     if key not in line:
         raise BadLine(f'the key "{key}" is missing')
     turns = line[key]
@@ -100,8 +103,27 @@ def messages(line: Mapping[str, Any], key: str) -> list[dict[str, str]]:
                 raise BadLine(f'turn {number} of "{key}" lacks "{name}"')
         if turn["role"] not in ROLES:
             raise BadLine(f'turn {number} of "{key}" has the unknown role {turn["role"]!r} (known: {", ".join(ROLES)})')
-        found.append({"role": turn["role"], "content": text_of(turn["content"], f'"content" of turn {number}')})
+        clean: dict[str, Any] = {
+            "role": turn["role"],
+            "content": text_of(turn["content"], f'"content" of turn {number}'),
+        }
+        if turn.get("reasoning_content"):
+            clean["reasoning_content"] = text_of(turn["reasoning_content"], f'"reasoning_content" of turn {number}')
+        for name in ("tools", "tool_calls"):
+            if turn.get(name):
+                clean[name] = _json_list(turn[name], f'"{name}" of turn {number}')
+        found.append(clean)
     return found
+
+
+def _json_list(value: Any, what: str) -> list[Any]:
+    try:
+        loaded = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
+        raise BadLine(f"{what} is broken JSON") from error
+    if not isinstance(loaded, list):
+        raise BadLine(f"{what} is a {type(loaded).__name__}, not a list")
+    return loaded
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:

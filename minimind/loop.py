@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,22 +31,22 @@ def train(stage_name: str, config: TrainConfig, argv: list[str]) -> None:
     Raises:
         RunError: for whatever a user or a machine caused; it is in outcome.json too.
     """
-    with Attempt(stage_name, argv, run_dir=config.run_dir, save_dir=config.save_dir) as attempt:
-        with world(config.device) as ranks:
-            attempt.agreed = True
-            attempt.adopt(ranks.share(str(attempt.dir.root)))
-            say = print_line if ranks.leader else _silent
-            state, problem = None, None
-            try:
-                state = prepare(stage_name, config, attempt, ranks, say)
-            except Exception as error:  # told below by every rank at once, so that none waits for one that left
-                problem = error
-            if ranks.sum([float(problem is not None)])[0]:
-                raise problem or PeerFailed
-            if state is not None:
-                state.wrapped = ranks.wrap(state.model)
-                attempt.agreed = False
-                _run(stage_name, config, attempt, ranks, state, say)
+    attempt = Attempt(stage_name, argv, run_dir=config.run_dir, save_dir=config.save_dir)
+    with attempt, world(config.device) as ranks:
+        attempt.agreed = True
+        attempt.adopt(ranks.share(str(attempt.dir.root)))
+        say = print_line if ranks.leader else _silent
+        state, problem = None, None
+        try:
+            state = prepare(stage_name, config, attempt, ranks, say)
+        except Exception as error:  # told below by every rank at once, so that none waits for one that left
+            problem = error
+        if ranks.sum([float(problem is not None)])[0]:
+            raise problem or PeerFailed
+        if state is not None:
+            state.wrapped = ranks.wrap(state.model)
+            attempt.agreed = False
+            _run(stage_name, config, attempt, ranks, state, say)
 
 
 def print_line(text: str) -> None:
@@ -115,8 +116,11 @@ def _run(
     else:
         if ranks.leader:
             lora_name = getattr(config, "lora_name", "")
-            weight = CATALOG[stage_name].writes.format(lora_name=lora_name)
-            name = weights_file(weight, hidden_size=state.model.config.hidden_size)
+            info = CATALOG[stage_name]
+            written = info.minimind3_writes if config.arch == "minimind3" and info.minimind3_writes else info.writes
+            use_moe = config.use_moe and stage_name != "lora"  # an adapter's name does not say what it adapts
+            weight = written.format(lora_name=lora_name)
+            name = weights_file(weight, hidden_size=state.model.config.hidden_size, use_moe=use_moe)
             final = checkpoint.export(
                 attempt.dir, name, state.stage.weights(state.model), sidecar=state.sidecar, save_dir=config.save_dir
             )
@@ -153,22 +157,28 @@ def _one_step(
     count = sum(state.reader.count(samples) for samples in step.micro_batches)
     passes = _my_passes(state, step, ranks)
     waited_s = time.perf_counter() - began
-    loss_sum, names = 0.0, state.stage.told
+    loss_sum, aux_sum, names = 0.0, 0.0, state.stage.told
     told: dict[str, float] = {}
-    for index, (batch, share) in enumerate(passes):
+    for index, one in enumerate(passes):
         last = index == len(passes) - 1
-        with nullcontext() if last else ranks.unsynchronised(state.wrapped), _autocast(config, ranks):
-            summed, _, more = state.stage.loss(state.wrapped, batch.to(ranks.device))
-            (summed * (share * ranks.size / max(1, count))).backward()
-        if share:
+        with nullcontext() if last else ranks.unsynchronised(state.wrapped):
+            with _autocast(config, ranks):
+                summed, _, more = state.stage.loss(state.wrapped, one.batch.to(ranks.device))
+            optimised = summed * (one.weight / max(1, count))
+            auxiliary = state.stage.auxiliary(state.model)
+            if auxiliary is not None:
+                aux_sum += float(auxiliary.detach()) * one.share / len(step.micro_batches)
+                optimised = optimised + auxiliary * (one.share / len(step.micro_batches))
+            (optimised * ranks.size).backward()
+        if one.weight:
             loss_sum += float(summed.detach())
             for name, value in more.items():
                 told[name] = told.get(name, 0.0) + float(value)
     asked_to_stop = stop.set or (ranks.leader and attempt.dir.stop.exists())
-    sums = ranks.sum([loss_sum, float(asked_to_stop), *(told.get(name, 0.0) for name in names)])
+    sums = ranks.sum([loss_sum, aux_sum, float(asked_to_stop), *(told.get(name, 0.0) for name in names)])
     parameters = list(trainable(state.model).values())
     norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)) if count else 0.0
-    finite = math.isfinite(norm) and math.isfinite(sums[0])
+    finite = math.isfinite(norm) and math.isfinite(sums[0] + sums[1])
     if finite and count:
         state.optimizer.step()
     state.bad_steps = 0 if finite else state.bad_steps + 1
@@ -180,7 +190,7 @@ def _one_step(
     line = {
         "step": step.number,
         "epoch": step.epoch,
-        "loss": sums[0] / max(1, count) if math.isfinite(sums[0]) else None,
+        "loss": sums[0] / max(1, count) + sums[1] if finite else None,
         "lr": rate,
         "grad_norm": norm if math.isfinite(norm) else None,
         "tokens": tokens,
@@ -188,18 +198,32 @@ def _one_step(
         "tokens_per_s": tokens / elapsed_s,
         "data_wait_s": waited_s,
         "time": time.time(),
-        **{name: value / max(1, count) for name, value in zip(names, sums[2:], strict=True)},
+        **{name: value / max(1, count) for name, value in zip(names, sums[3:], strict=True)},
     }
     if ranks.device.type == "cuda" and (peak := peak_flops(torch.cuda.get_device_name(ranks.device))):
         line["mfu"] = tokens * state.model.flops_per_token() / elapsed_s / (peak * ranks.size)
-    return line, sums[1] > 0
+    if config.use_moe:
+        line["aux_loss"] = sums[1]
+    return line, sums[2] > 0
 
 
-def _my_passes(state: TrainState, step: Step, ranks: World) -> list[tuple[Batch, int]]:
-    """Passes of this rank with their weight; a rank with nothing to do takes part with one of weight 0."""
-    mine = step.micro_batches[ranks.rank :: ranks.size]
-    passes = [(batch, 1) for samples in mine for batch in state.reader.batches(samples)]
-    return passes or ([(state.reader.silent(), 0)] if ranks.size > 1 else [])
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One forward and backward: its batch, whether it counts, and its share of its micro-batch's texts."""
+
+    batch: Batch
+    weight: float = 1.0
+    share: float = 1.0
+
+
+def _my_passes(state: TrainState, step: Step, ranks: World) -> list[Pass]:
+    """Passes of this rank; one with nothing to do takes part with a pass that weighs nothing."""
+    passes = []
+    for samples in step.micro_batches[ranks.rank :: ranks.size]:
+        batches = list(state.reader.batches(samples))
+        texts = sum(batch.documents for batch in batches)
+        passes += [Pass(batch=batch, share=batch.documents / texts) for batch in batches]
+    return passes or ([Pass(batch=state.reader.silent(), weight=0.0, share=0.0)] if ranks.size > 1 else [])
 
 
 def _autocast(config: TrainConfig, ranks: World) -> AbstractContextManager[Any]:

@@ -17,6 +17,24 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
+def weighted_cross_entropy_sum(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Sum over N targets of weight * -log softmax(logits)[target], in fp32; ``weights`` is (N,)."""
+    return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
+
+
+def distillation_sum(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """Sum over N positions of T^2 * KL(teacher || student) at temperature T (Hinton et al. 2015).
+
+    Args:
+        student: (N, V) logits.
+        teacher: (N, V) logits, or more columns, of which the first V count.
+        temperature: T.
+    """
+    own = F.log_softmax(student.float() / temperature, -1)
+    wanted = F.log_softmax(teacher[:, : student.shape[1]].float() / temperature, -1)
+    return F.kl_div(own, wanted, reduction="sum", log_target=True) * temperature**2
+
+
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     """Log softmax(logits)[target] for each of N targets, (N,), in fp32."""
     return -F.cross_entropy(logits.float(), targets, reduction="none")

@@ -17,18 +17,18 @@ from minimind.rundir import Reason, RunError
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in fp32; minimind2 casts back before multiplying with the weight."""
+    """Root-mean-square norm in fp32; minimind2 casts back before multiplying with the weight, minimind3 after."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, cast_last: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.eps, self.cast_last = eps, cast_last
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> the same shape and dtype."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return (self.weight * normed).to(x.dtype) if self.cast_last else self.weight * normed.to(x.dtype)
 
 
 def rotary_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +103,9 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
+        self.q_norm, self.k_norm = (
+            (rms_norm(config, config.head_dim) if config.qk_norm else nn.Identity()) for _ in range(2)
+        )
         self.groups = config.num_attention_heads // config.num_key_value_heads
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
@@ -118,7 +121,7 @@ class Attention(nn.Module):
             projection(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, H or K, T, D)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, tables), rotate(k, tables)
+        q, k = rotate(self.q_norm(q), tables), rotate(self.k_norm(k), tables)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         k, v = (z.repeat_interleave(self.groups, dim=1) for z in (k, v))
@@ -133,6 +136,11 @@ class Attention(nn.Module):
         return projected
 
 
+def rms_norm(config: ModelConfig, width: int) -> RMSNorm:
+    """The generation's norm."""
+    return RMSNorm(width, config.rms_norm_eps, cast_last=config.arch == "minimind3")
+
+
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
@@ -143,9 +151,56 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """(..., C) -> (..., C)."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
+
+
+class MoE(nn.Module):
+    """A mixture of experts: each token goes to its k likeliest of E, by their probabilities, and to the shared one.
+
+    ``auxiliary`` holds the load-balancing loss of the last training pass (Fedus et al. 2021, eq. 4): minimind2 takes it
+    per text and averages over texts, minimind3 over all tokens of the pass at once.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.k, self.experts_count = config.experts_per_token, config.num_experts
+        self.per_text = config.arch == "minimind2"
+        self.weight_of_auxiliary = 0.1 if self.per_text else 5e-4
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = nn.ModuleList(MLP(config) for _ in range(config.num_experts))
+        self.shared_experts = nn.ModuleList(MLP(config) for _ in range(config.num_shared_experts))
+        self.auxiliary: Tensor | None = None
+
+    def forward(self, x: Tensor, lengths: Sequence[int] | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        flat = x.reshape(-1, x.shape[-1])  # (B*T, C)
+        scores = self.gate(flat).float().softmax(-1)  # (B*T, E)
+        weight, chosen = scores.topk(self.k)  # each (B*T, k)
+        weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
+        slots = chosen.flatten().argsort(stable=True)  # tokens' choices, grouped by expert
+        counts = chosen.flatten().bincount(minlength=self.experts_count)
+        rows = slots // self.k
+        groups = torch.split(flat[rows], counts.tolist())  # without tokens an expert runs on none: gradient 0
+        outs = torch.cat([expert(group) for expert, group in zip(self.experts, groups, strict=True)])
+        outs = outs * weight.flatten()[slots, None].to(outs.dtype)
+        out = torch.zeros_like(outs[: len(flat)]).index_add(0, rows, outs)
+        for expert in self.shared_experts:
+            out = out + expert(flat)
+        if self.training:
+            self.auxiliary = self._balance(scores, chosen, lengths or [x.shape[1]] * x.shape[0])
+        return out.view_as(x)
+
+    def _balance(self, scores: Tensor, chosen: Tensor, lengths: Sequence[int]) -> Tensor:
+        picked = F.one_hot(chosen, self.experts_count).sum(1).to(scores.dtype)  # (B*T, E)
+        if not self.per_text:
+            return (picked.mean(0) * scores.mean(0)).sum() * self.experts_count * self.weight_of_auxiliary
+        length = torch.tensor(lengths, device=scores.device)
+        text = torch.arange(len(lengths), device=scores.device).repeat_interleave(length)
+        zeros = scores.new_zeros(len(lengths), self.experts_count)
+        load, mean = (zeros.index_add(0, text, value) / length[:, None] for value in (picked, scores))  # (texts, E)
+        return (load * self.experts_count / self.k * mean).sum(1).mean() * self.weight_of_auxiliary
 
 
 class Block(nn.Module):
@@ -154,16 +209,17 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MoE(config) if config.num_experts else MLP(config)
+        self.input_layernorm = rms_norm(config, config.hidden_size)
+        self.post_attention_layernorm = rms_norm(config, config.hidden_size)
 
     def forward(
         self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Cache | None
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.self_attn(self.input_layernorm(x), tables, lengths, cache)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        normed = self.post_attention_layernorm(x)
+        out: Tensor = x + (self.mlp(normed, lengths) if isinstance(self.mlp, MoE) else self.mlp(normed))
         return out
 
 
@@ -174,7 +230,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = rms_norm(config, config.hidden_size)
 
 
 class MiniMind(nn.Module):
@@ -192,7 +248,14 @@ class MiniMind(nn.Module):
 
         Attention over the context is small beside them at MiniMind's lengths and left out: MFU is never flattered.
         """
-        return 6 * sum(p.numel() for p in self.parameters() if p.dim() > 1)
+        dense = sum(p.numel() for name, p in self.named_parameters() if p.dim() > 1 and ".experts." not in name)
+        routed = sum(p.numel() for name, p in self.named_parameters() if ".experts." in name)
+        return 6 * (dense + routed * self.config.experts_per_token // max(1, self.config.num_experts))
+
+    def auxiliary(self) -> Tensor | None:
+        """The load-balancing loss of the last training pass over all layers; None for a dense model."""
+        parts = [block.mlp.auxiliary for block in self.model.layers if isinstance(block.mlp, MoE)]
+        return torch.stack([part for part in parts if part is not None]).sum() if parts else None
 
     def forward(
         self,

@@ -111,7 +111,11 @@ def prepare(
         _refuse_changes(saved.state["identity"], identity)
         identity["micro_batches_per_step"] = saved.state["identity"]["micro_batches_per_step"]
     reader = Reader(
-        data, max_seq_len=config.max_seq_len, pack=config.pack, max_tokens_per_batch=config.max_tokens_per_batch
+        data,
+        max_seq_len=config.max_seq_len,
+        pack=config.pack,
+        max_tokens_per_batch=config.max_tokens_per_batch,
+        weigh=stage.weigh(words),
     )
     if not len(reader.usable) or not reader.target_counts.any():
         raise RunError(
@@ -161,21 +165,32 @@ def _starting_weights(stage_name: str, config: TrainConfig) -> Path | None:
         return None
     if "/" in name or name.endswith(".pth"):
         return Path(name)
-    return config.save_dir / weights_file(name, hidden_size=config.hidden_size)
+    return config.save_dir / weights_file(name, hidden_size=config.hidden_size, use_moe=config.use_moe)
 
 
 def _build(config: TrainConfig, vocab_size: int, start: Path | None) -> MiniMind:
-    model = MiniMind(
-        ModelConfig.for_arch(
-            config.arch,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            vocab_size=vocab_size,
-        )
+    asked = ModelConfig.for_arch(
+        config.arch,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        vocab_size=vocab_size,
+        use_moe=config.use_moe,
     )
-    if start is not None:
-        state = checkpoint.read_tensors(start)
-        checkpoint.strict_load(model, {name: value.float() for name, value in state.items()}, source=str(start))
+    if start is None:
+        return MiniMind(asked)
+    state = checkpoint.read_tensors(start)
+    found = checkpoint.infer_config(state, checkpoint.sidecar_of(start), source=str(start))
+    if found.arch != config.arch:
+        raise RunError(
+            f"{start} is a {found.arch} model",
+            why=f"its keys say so; this run would be one of {config.arch}, with that generation's defaults",
+            remedy=f"give --arch {found.arch}",
+            reason=Reason.DATA_INVALID,
+        )
+    named = ("hidden_size", "num_hidden_layers", "vocab_size", "num_experts")
+    same = all(getattr(found, name) == getattr(asked, name) for name in named)
+    model = MiniMind(found if same else asked)
+    checkpoint.strict_load(model, {name: value.float() for name, value in state.items()}, source=str(start))
     return model
 
 

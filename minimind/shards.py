@@ -1,6 +1,7 @@
 """JSONL tokenised once into memory-mapped arrays, built under a lock and published by rename.
 
-A shard folder holds ``ids.bin`` (uint16; uint32 for large vocabularies), ``targets.bin`` (uint8: 1 where a target),
+A shard folder holds ``ids.bin`` (uint16; uint32 for large vocabularies), ``targets.bin`` (uint8:
+TARGET, IN_TAG),
 ``offsets.npy`` (int64, documents + 1) and ``meta.json``. Texts are kept whole; ``max_seq_len`` cuts at reading.
 """
 
@@ -24,10 +25,14 @@ from minimind.durable import fsync_dir, sha256_file, to_json
 from minimind.rundir import Reason, RunError
 from minimind.tokenizer import Tokenizer
 
-Kind = Literal["text", "chat", "pair"]
-VERSION = 1
+Kind = Literal["text", "wrapped", "chat", "pair"]
+"""How a line becomes documents: raw text (minimind2), text between bos and eos (minimind3), conversation, pair."""
+VERSION = 2
+TARGET = 1
+IN_TAG = 2
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 BATCH_CHARS = 1 << 20
-DOCS_PER_SAMPLE: dict[Kind, int] = {"text": 1, "chat": 1, "pair": 2}
+DOCS_PER_SAMPLE: dict[Kind, int] = {"text": 1, "wrapped": 1, "chat": 1, "pair": 2}
 Document = tuple[str, list[tuple[int, int]] | None]
 """Text, and the character spans whose tokens are targets (None: every token that is not padding)."""
 
@@ -39,7 +44,7 @@ class Shards:
     folder: Path
     kind: Kind
     ids: np.ndarray = field(repr=False)  # (tokens,)
-    targets: np.ndarray = field(repr=False)  # (tokens,) 1 where the token counts
+    targets: np.ndarray = field(repr=False)  # (tokens,) TARGET where the token counts, with IN_TAG inside a whole tag
     offsets: np.ndarray = field(repr=False)  # (documents + 1,)
     meta: Mapping[str, Any] = field(repr=False)
 
@@ -64,7 +69,7 @@ class Shards:
             some = e > s
             if some.any():
                 base, top = int(s[some][0]), int(e[some].max())
-                sums = np.concatenate(([0], np.cumsum(self.targets[base:top], dtype=np.int64)))
+                sums = np.concatenate(([0], np.cumsum(self.targets[base:top] & TARGET, dtype=np.int64)))
                 counts[first : first + step][some] = sums[e[some] - base] - sums[s[some] - base]
         return counts
 
@@ -76,20 +81,25 @@ class Shards:
 
 
 def _parser(kind: Kind, tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], list[Document]]:
-    if kind == "text":
+    if kind in ("text", "wrapped"):
         return lambda line: [(jsonl.pretrain_text(line), None)]
     if kind == "chat":
         return lambda line: [tokenizer.render_with_answers(jsonl.messages(line, "conversations"))]
     return lambda line: [tokenizer.render_with_answers(jsonl.messages(line, key)) for key in ("chosen", "rejected")]
 
 
-def _targets(offsets: Sequence[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
-    starts = np.fromiter((start for start, _ in offsets), np.int64, len(offsets))
-    if not spans:
-        return np.zeros(len(offsets), np.uint8)
-    begins, ends = np.array(spans).T
-    span = np.searchsorted(begins, starts, side="right") - 1
-    return ((span >= 0) & (starts < ends[span])).astype(np.uint8)
+def _flags(text: str, offsets: Sequence[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
+    """Targets are the tokens that begin within a span; a token that overlaps a whole tag there carries IN_TAG too."""
+    starts, stops = np.array(offsets, np.int64).reshape(-1, 2).T
+    flags = np.zeros(len(offsets), np.uint8)
+    for begin, end in spans:
+        flags[(starts >= begin) & (starts < end)] = TARGET
+        for tag in TAGS:
+            at = text.find(tag, begin, end)
+            while at >= 0:
+                flags[(starts >= begin) & (starts < at + len(tag)) & (stops > at)] |= IN_TAG
+                at = text.find(tag, at + 1, end)
+    return flags
 
 
 def _batches(documents: Iterator[list[Document]]) -> Iterator[list[Document]]:
@@ -113,10 +123,14 @@ def _write(folder: Path, path: Path, kind: Kind, tokenizer: Tokenizer, *, skip_b
     with open(folder / "ids.bin", "wb") as ids_file, open(folder / "targets.bin", "wb") as targets_file:
         for batch in _batches(sample for _, sample in lines):
             encoded = tokenizer.backend.encode_batch([text for text, _ in batch], add_special_tokens=False)
-            for (_, spans), encoding in zip(batch, encoded, strict=True):
+            for (text, spans), encoding in zip(batch, encoded, strict=True):
                 ids = np.array(encoding.ids, dtype)
+                if kind == "wrapped":
+                    ids = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(dtype)
                 targets = (
-                    (ids != tokenizer.pad_id).astype(np.uint8) if spans is None else _targets(encoding.offsets, spans)
+                    (ids != tokenizer.pad_id).astype(np.uint8)
+                    if spans is None
+                    else _flags(text, encoding.offsets, spans)
                 )
                 ids_file.write(ids.tobytes())
                 targets_file.write(targets.tobytes())

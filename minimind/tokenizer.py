@@ -15,7 +15,8 @@ import tokenizers
 from minimind.rundir import Reason, RunError
 
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-ROLES = ("system", "user", "assistant")
+HEADER = f"{BOS}assistant\n"
+ROLES = ("system", "user", "assistant", "tool")
 # minimind2's format: a default system turn, and the answer's header is written by the user's turn.
 CHAT_TEMPLATE = (
     "{% set first = messages[0] if messages else none %}"
@@ -92,7 +93,8 @@ class Tokenizer:
             RunError: when the template refuses it.
         """
         try:
-            return str(self._template.render(messages=messages, add_generation_prompt=False))
+            tools = next((message["tools"] for message in messages if message.get("tools")), None)
+            return str(self._template.render(messages=messages, tools=tools, add_generation_prompt=False))
         except jinja2.TemplateError as error:
             raise RunError(
                 "the chat template refuses this conversation",
@@ -105,21 +107,27 @@ class Tokenizer:
         """The text, and the characters ``[start, end)`` of each assistant turn with its ``<|im_end|>`` and newline.
 
         Roles are the line's roles, whatever their order. The template's text of the first k messages must be a
-        prefix of the whole, which holds for MiniMind's.
+        prefix of the whole, which holds for MiniMind's. A turn's own header (minimind3) is no part of it; in minimind2
+        the user's turn has written it.
         """
         text = self.render(messages)
         spans = []
         for index, message in enumerate(messages):
-            if message["role"] == "assistant":
-                upto = self.render(messages[: index + 1])
-                spans.append((len(upto) - len(message["content"]) - len(EOS) - 1, len(upto)))
+            if message["role"] != "assistant":
+                continue
+            upto = self.render(messages[: index + 1])
+            before = self.render(messages[:index]) if index else ""
+            if index == 0 and not upto.startswith(HEADER):  # a system turn that the template added
+                start = len(upto) - len(message["content"]) - len(EOS) - 1
+            else:
+                start = len(before) + (len(HEADER) if upto.startswith(HEADER, len(before)) else 0)
+            spans.append((start, len(upto)))
         return text, spans
 
     def prompt(self, messages: Messages) -> str:
         """Text up to where the assistant begins to answer."""
         text = self.render(messages)
-        header = f"{BOS}assistant\n"
-        return text if text.endswith(header) else text + header
+        return text if text.endswith(HEADER) else text + HEADER
 
 
 @functools.cache

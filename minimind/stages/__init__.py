@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from minimind.stages.base import Stage
+from minimind.stages.distillation import Distillation
 from minimind.stages.dpo import Dpo
 from minimind.stages.full_sft import FullSft
 from minimind.stages.lora import LoraSft
 from minimind.stages.pretrain import Pretrain
+from minimind.stages.reason import Reason
 
-STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "full_sft": FullSft, "dpo": Dpo, "lora": LoraSft}
+STAGES: dict[str, type[Stage]] = {
+    "pretrain": Pretrain,
+    "full_sft": FullSft,
+    "dpo": Dpo,
+    "lora": LoraSft,
+    "reason": Reason,
+    "distillation": Distillation,
+}

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from minimind.batches import Batch
+from minimind.batches import Batch, Weigh
 from minimind.model import MiniMind
 from minimind.shards import Kind
+from minimind.tokenizer import Tokenizer
 
 Forward = Callable[..., Tensor]
 """The (possibly wrapped) model's call: ``forward(ids, lengths=…, select=…)`` -> (N, V)."""
@@ -20,7 +21,7 @@ Forward = Callable[..., Tensor]
 class Stage(abc.ABC):
     """One stage. ``loss`` returns a sum and its count, and sums of whatever else metrics.jsonl shows per count."""
 
-    kind: ClassVar[Kind]
+    kind: Kind
     told: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any) -> None:
@@ -28,6 +29,10 @@ class Stage(abc.ABC):
 
     def prepare(self, model: MiniMind) -> None:
         """Turn the loaded weights into what is trained: freeze, inject adapters, keep a reference."""
+
+    def weigh(self, words: Tokenizer) -> Weigh | None:
+        """How much each position counts, where that is not one for every target."""
+        return None
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -42,6 +47,10 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Sum, count and named sums of one pass."""
+
+    def auxiliary(self, model: MiniMind) -> Tensor | None:
+        """What a mixture of experts adds to the loss of the last pass; None adds nothing."""
+        return model.auxiliary()
 
     def weights(self, model: MiniMind) -> dict[str, Tensor]:
         """The state dict to export."""

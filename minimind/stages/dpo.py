@@ -35,6 +35,10 @@ class Dpo(Stage):
         """Move the reference."""
         self.reference.to(device)
 
+    def auxiliary(self, model: MiniMind) -> Tensor | None:
+        """minimind3 adds the policy's, minimind2 none."""
+        return model.auxiliary() if self.config.arch == "minimind3" else None
+
     def _log_probs(self, forward: Forward, batch: Batch) -> Tensor:
         logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
         summed = sum_by_document(token_log_probs(logits, batch.targets), batch.document, batch.documents)

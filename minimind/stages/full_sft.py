@@ -19,4 +19,4 @@ class FullSft(Stage):
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Cross-entropy summed over the batch's N answer tokens."""
         logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
-        return cross_entropy_sum(logits, batch.targets), len(batch.targets), {}
+        return cross_entropy_sum(logits, batch.targets), batch.count, {}

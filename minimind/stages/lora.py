@@ -41,7 +41,7 @@ class LoraSft(Stage):
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Cross-entropy summed over the batch's N answer tokens."""
         logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
-        return cross_entropy_sum(logits, batch.targets), len(batch.targets), {}
+        return cross_entropy_sum(logits, batch.targets), batch.count, {}
 
     def weights(self, model: MiniMind) -> dict[str, Tensor]:
         """The adapters alone."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from minimind.batches import Batch
+from minimind.config import TrainConfig
 from minimind.losses import cross_entropy_sum
 from minimind.stages.base import Forward, Stage
 
@@ -14,9 +15,11 @@ from minimind.stages.base import Forward, Stage
 class Pretrain(Stage):
     """Next-token cross-entropy over whole texts."""
 
-    kind = "text"
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.kind = "wrapped" if config.arch == "minimind3" else "text"
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Cross-entropy summed over the batch's N targets."""
         logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
-        return cross_entropy_sum(logits, batch.targets), len(batch.targets), {}
+        return cross_entropy_sum(logits, batch.targets), batch.count, {}

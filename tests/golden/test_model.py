@@ -1,12 +1,14 @@
 """The decoder against transformers' Llama on the same weights, and its own paths against one another."""
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
+from minimind.checkpoint import load_model
 from minimind.config import ModelConfig
 from minimind.generate import generate
-from minimind.model import Cache, MiniMind, attend, attend_padded
+from minimind.model import Cache, MiniMind, MoE, attend, attend_padded
 
 VOCAB = 300
 
@@ -100,3 +102,106 @@ def test_the_presets_have_the_published_number_of_parameters():
         )
     assert round(sum(p.numel() for p in small.parameters()) / 1e6) == 26
     assert round(sum(p.numel() for p in base.parameters()) / 1e6) == 104
+
+
+def qwen(config: ModelConfig) -> transformers.PreTrainedModel:
+    common = {
+        "vocab_size": VOCAB,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+    }
+    if not config.num_experts:
+        return transformers.Qwen3ForCausalLM(
+            transformers.Qwen3Config(intermediate_size=config.intermediate_size, **common)
+        ).eval()
+    return transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(
+            moe_intermediate_size=config.intermediate_size,
+            num_experts=4,
+            num_experts_per_tok=1,
+            norm_topk_prob=True,
+            decoder_sparse_step=1,
+            mlp_only_layers=[],
+            **common,
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize("use_moe", [False, True])
+def test_minimind3_logits_equal_those_of_transformers_qwen3(use_moe, tmp_path):
+    torch.manual_seed(3)
+    config = ModelConfig.for_arch("minimind3", hidden_size=64, num_hidden_layers=2, vocab_size=VOCAB, use_moe=use_moe)
+    ours = MiniMind(config).eval()
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    theirs = qwen(config)
+    # through a file in Hugging Face's format, so that transformers' own conversion of expert weights is what reads it
+    theirs.save_pretrained(tmp_path)
+    safetensors.torch.save_file(
+        {name: value.clone() for name, value in ours.state_dict().items()},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    theirs = type(theirs).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.randint(0, VOCAB, (3, 70))
+    with torch.no_grad():
+        assert (ours(ids) - theirs(ids).logits).abs().max() < 1e-5
+
+
+def dense_mixture(layer, x: torch.Tensor, lengths) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every expert on every token, chosen by a mask; the auxiliary loss text by text in plain sums."""
+    scores = (x @ layer.gate.weight.T).softmax(-1)  # (T, E)
+    picked = torch.zeros_like(scores).scatter(1, scores.topk(layer.k).indices, 1.0)
+    weight = scores * picked / (scores * picked).sum(-1, keepdim=True)
+    out = sum(weight[:, e, None] * layer.experts[e](x) for e in range(4)) + sum(s(x) for s in layer.shared_experts)
+    losses = []
+    for part, chosen in zip(scores.split(lengths), picked.split(lengths), strict=True):
+        fraction = chosen.sum(0) / (len(part) * layer.k / 4)
+        losses.append((fraction * part.mean(0)).sum() * 0.1)
+    whole = ((picked.mean(0) * scores.mean(0)).sum()) * 4 * 5e-4
+    return out, torch.stack(losses).mean() if layer.per_text else whole
+
+
+@pytest.mark.parametrize("arch", ["minimind2", "minimind3"])
+def test_a_mixture_equals_every_expert_evaluated_densely_gradients_included(arch):
+    torch.manual_seed(5)
+    config = ModelConfig.for_arch(arch, hidden_size=64, num_hidden_layers=1, vocab_size=VOCAB, use_moe=True)
+    layer, lengths = MoE(config).train(), [7, 1, 25, 4]
+    x = torch.randn(1, sum(lengths), 64, requires_grad=True)
+    found = []
+    for out, auxiliary in ((layer(x, lengths), layer.auxiliary), dense_mixture(layer, x[0], lengths)):
+        total = out.square().sum() + 100 * auxiliary
+        wanted = (x, *layer.parameters())
+        found.append((out.flatten(), auxiliary, *torch.autograd.grad(total, wanted)))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_an_expert_that_no_token_chose_has_a_gradient_of_zero():
+    config = ModelConfig.for_arch("minimind3", hidden_size=64, num_hidden_layers=1, vocab_size=VOCAB, use_moe=True)
+    layer = MoE(config).train()
+    layer(torch.randn(1, 1, 64), None).sum().backward()
+    assert all(p.grad is not None for p in layer.experts.parameters())
+
+
+@pytest.mark.parametrize("arch", ["minimind2", "minimind3"])
+@pytest.mark.parametrize("use_moe", [False, True])
+def test_a_weights_file_says_itself_what_model_it_is(arch, use_moe, tmp_path):
+    config = ModelConfig.for_arch(arch, hidden_size=64, num_hidden_layers=2, vocab_size=VOCAB, use_moe=use_moe)
+    model = MiniMind(config).eval()
+    torch.save({k: v.half() for k, v in model.state_dict().items()}, tmp_path / "any.pth")
+    read = load_model(tmp_path / "any.pth")
+    assert read.config == config
+    ids = torch.randint(0, VOCAB, (1, 12))
+    with torch.no_grad():
+        assert (read(ids) - model(ids)).abs().max() < 1e-2

@@ -1,4 +1,4 @@
-"""Per-step loss, rate and gradient norm against plain AdamW loops on transformers' Llama, written apart from the product.
+"""Per-step loss, rate and gradient norm against plain AdamW loops on transformers, written apart from the product.
 
 The loops below pad, mask and average as the original does; what they share with ours is the order of samples alone.
 """
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from minimind import shards, tokenizer
 from minimind.batches import Order
 from tests.support import corpus
 from tests.support.corpus import TINY
@@ -90,24 +91,37 @@ def rate(peak: float, micro: int, total: int) -> float:
     return peak / 10 + 0.5 * peak * (1 + math.cos(math.pi * micro / total))
 
 
+def rate3(peak: float, micro: int, total: int) -> float:
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (micro + 1) / total)))
+
+
 def order(samples: int, batch: int, accumulation: int, epochs: int) -> Order:
     return Order(samples=samples, batch_size=batch, micro_batches_per_step=accumulation, epochs=epochs, seed=42)
 
 
-def plain_sft(folder, model, lines, *, key, batch, accumulation, epochs, peak, length):
-    """Padded rows, token cross-entropy, one AdamW; yields (loss, lr, norm) of each step."""
+def rows_of(words, lines, *, key, length):
+    if key == "text":
+        return [words.row(words.ids(line["text"]), length, answers=False) for line in lines]
+    if key == "wrapped":
+        return [words.row([1, *words.ids(line["text"])[: length - 2], 2], length, answers=False) for line in lines]
+    return [words.row(words.chat(line["conversations"]), length, answers=True) for line in lines]
+
+
+def plain_sft(
+    folder, model, lines, *, key, batch, accumulation, epochs, peak, length, schedule=rate, heavy=(), teacher=None
+):
+    """Padded rows, token losses, one AdamW; yields (loss, lr, norm) of each step.
+
+    ``heavy``: ids that weigh ten wherever they are predicted (the original's reason stage). ``teacher``: a model to
+    distil from with (alpha, temperature).
+    """
     words = Words(folder)
-    rows = [
-        words.row(words.ids(line["text"]), length, answers=False)
-        if key == "text"
-        else words.row(words.chat(line["conversations"]), length, answers=True)
-        for line in lines
-    ]
+    rows = rows_of(words, lines, key=key, length=length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak)
     plan = order(len(rows), batch, accumulation, epochs)
     for number in range(1, plan.total_steps + 1):
         step = plan.step(number)
-        lr = rate(peak, step.last_micro_batch, plan.total_micro_batches)
+        lr = schedule(peak, step.last_micro_batch, plan.total_micro_batches)
         total = sum(sum(rows[i][1][1:]) for micro in step.micro_batches for i in micro)
         loss_sum = 0.0
         for micro in step.micro_batches:
@@ -115,7 +129,16 @@ def plain_sft(folder, model, lines, *, key, batch, accumulation, epochs, peak, l
             mask = torch.tensor([rows[i][1] for i in micro])[:, 1:].float()
             logits = model(ids[:, :-1]).logits
             per_token = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(mask)
+            if heavy:
+                mask[torch.isin(ids[:, 1:], torch.tensor(sorted(heavy)))] = 10.0
             loss = (per_token * mask).sum() / total
+            if teacher:
+                net, alpha, heat = teacher
+                with torch.no_grad():
+                    wanted = (net(ids[:, :-1]).logits[mask.bool()] / heat).softmax(-1)
+                own = (logits[mask.bool()] / heat).log_softmax(-1)
+                divergence = (wanted * (wanted.log() - own)).sum(-1).mean() * heat**2
+                loss = alpha * loss + (1 - alpha) * divergence
             loss.backward()
             loss_sum += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
@@ -242,3 +265,118 @@ def test_lora_follows_the_plain_loop_and_leaves_the_base_alone(folder):
     assert set(trained) == set(start) and all(v.dtype == torch.float16 for v in trained.values())
     last = model.model.layers[1].self_attn.o_proj
     assert np.allclose(trained["model.layers.1.self_attn.o_proj.lora.B.weight"].float(), last.b.detach(), atol=1e-4)
+
+
+REASONED = "<think>{}</think><answer>{}</answer>"
+
+
+def reason_lines(folder):
+    lines = lines_of(folder, "sft_mini_512.jsonl")
+    for line in lines:
+        for index, message in enumerate(line["conversations"]):
+            if message["role"] == "assistant":
+                message["content"] = REASONED.format(message["content"], f"so {index}")
+    line["conversations"][-2]["content"] += " <think> about it"
+    return lines
+
+
+@PACKING
+def test_reason_with_pieces_follows_the_originals_weights_step_by_step(folder, packing):
+    lines = reason_lines(folder)
+    corpus.write_jsonl(folder / "dataset" / "r1_mix_1024.jsonl", lines)
+    flags = ("--from_weight", "base", "--learning_rate", "1e-3", "--batch_size", "5", "--max_seq_len", "128")
+    ours = corpus.train_here(folder, "reason", *TINY, *flags, "--tag_match", "pieces", packing, run=f"reason{packing}")
+    words = Words(folder)
+    heavy = {token for tag in ("<think>", "</think>", "<answer>", "</answer>") for token in words.ids(tag)}
+    sizes = {"batch": 5, "accumulation": 1, "epochs": 1, "peak": 1e-3, "length": 128}
+    golden = plain_sft(folder, llama(folder, "base_64.pth"), lines, key="conversations", heavy=heavy, **sizes)
+    assert_same(ours, golden)
+
+
+def test_reason_weighs_whole_tags_in_answers_and_nothing_in_prompts(folder):
+    words = tokenizer.load(folder / "out" / "tokenizer")
+    path = corpus.write_jsonl(
+        folder / "tags.jsonl",
+        [
+            {
+                "conversations": [
+                    corpus.turn("user", "say <think> or < or think"),
+                    corpus.turn("assistant", REASONED.format("think", "<b>")),
+                ]
+            }
+        ],
+    )
+    data = shards.load(path, "chat", words, fallback=folder, say=lambda text: None)
+    tagged = words.decode(data.ids[np.flatnonzero(data.targets & shards.IN_TAG)].tolist())
+    counted = words.decode(data.ids[np.flatnonzero(data.targets & shards.TARGET)].tolist(), skip_special=False)
+    assert tagged.replace("think>think</", "think></") in (
+        "<think></think><answer></answer>",
+        "<think></think><answer><</answer>",
+    )
+    assert counted == REASONED.format("think", "<b>") + "<|im_end|>\n"
+
+
+@pytest.mark.parametrize(("alpha", "heat"), [(0.0, 1.0), (0.5, 1.5)])
+def test_distillation_follows_the_plain_loop_step_by_step(folder, alpha, heat):
+    teacher = ("--teacher_weight", "teacher", "--teacher_hidden_size", "64")
+    if not (folder / "out" / "teacher_64.pth").exists():
+        corpus.train_here(folder, "pretrain", *TINY, "--seed", "9", "--epochs", "1", run="teacher")
+        (folder / "out" / "pretrain_64.pth").rename(folder / "out" / "teacher_64.pth")
+    flags = (
+        "--from_weight",
+        "base",
+        "--learning_rate",
+        "1e-3",
+        "--batch_size",
+        "8",
+        "--epochs",
+        "2",
+        "--max_seq_len",
+        "96",
+    )
+    mix = ("--alpha", str(alpha), "--temperature", str(heat))
+    data = ("--data_path", "dataset/sft_mini_512.jsonl")
+    ours = corpus.train_here(folder, "distillation", *TINY, *flags, *mix, *teacher, *data, run=f"distil{alpha}")
+    sizes = {"batch": 8, "accumulation": 1, "epochs": 2, "peak": 1e-3, "length": 96}
+    net = llama(folder, "teacher_64.pth").eval()
+    lines = lines_of(folder, "sft_mini_512.jsonl")
+    golden = plain_sft(
+        folder, llama(folder, "base_64.pth"), lines, key="conversations", teacher=(net, alpha, heat), **sizes
+    )
+    assert_same(ours, golden)
+
+
+def qwen3(folder, name):
+    state = torch.load(folder / "out" / name, weights_only=True)
+    config = transformers.Qwen3Config(
+        vocab_size=state["lm_head.weight"].shape[0],
+        hidden_size=64,
+        intermediate_size=state["model.layers.0.mlp.gate_proj.weight"].shape[0],
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=8,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+    model = transformers.Qwen3ForCausalLM(config).float()
+    model.load_state_dict({k: v.float() for k, v in state.items()})
+    return model.train()
+
+
+@pytest.mark.parametrize("key", ["wrapped", "conversations"])
+def test_minimind3_follows_the_plain_loop_step_by_step(folder, key):
+    third = ("--arch", "minimind3", *TINY)
+    if not (folder / "out" / "third_64.pth").exists():
+        corpus.train_here(folder, "pretrain", *third, "--epochs", "1", run="third")
+        (folder / "out" / "pretrain_64.pth").rename(folder / "out" / "third_64.pth")
+    stage, name = ("pretrain", "pretrain_hq.jsonl") if key == "wrapped" else ("full_sft", "sft_mini_512.jsonl")
+    length = 40 if key == "wrapped" else 96
+    flags = ("--from_weight", "third", "--learning_rate", "1e-3", "--batch_size", "4", "--accumulation_steps", "2")
+    ours = corpus.train_here(
+        folder, stage, *third, *flags, "--epochs", "2", "--max_seq_len", str(length), run=f"third-{stage}"
+    )
+    sizes = {"batch": 4, "accumulation": 2, "epochs": 2, "peak": 1e-3, "length": length, "schedule": rate3}
+    assert_same(ours, plain_sft(folder, qwen3(folder, "third_64.pth"), lines_of(folder, name), key=key, **sizes))
