@@ -19,6 +19,6 @@ def append(*, ssh: Sequence[str], destination: str, remote: str, part: str) -> l
         "--timeout=60",
         "--rsh",
         shlex.join(ssh),
-        f"{destination}:{remote}",
+        f"[{destination}]:{remote}" if ":" in destination else f"{destination}:{remote}",
         part,
     ]

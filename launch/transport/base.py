@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -47,7 +47,7 @@ class Transport(Protocol):
     ) -> Result:
         """Run a command that changes something."""
 
-    def stream(self, argv: Sequence[str]) -> Iterator[bytes]:
+    def stream(self, argv: Sequence[str]) -> Generator[bytes, None, None]:
         """Stdout of a reading command, chunk by chunk as it comes; LaunchError when it ends non-zero."""
 
     def fetch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -56,7 +56,7 @@ class DryTransport:
         self._step("run", argv=tuple(argv), data=stdin, length_bytes=len(stdin))
         return Result(0, b"", b"")
 
-    def stream(self, argv: Sequence[str]) -> Iterator[bytes]:
+    def stream(self, argv: Sequence[str]) -> Generator[bytes, None, None]:
         """Really run it: it changes nothing."""
         return self._inner.stream(argv)
 

@@ -40,9 +40,8 @@ def command(host: Host, inventory: Inventory) -> list[str]:
 
 
 def destination(host: Host) -> str:
-    """The name, alias or address; rsync wants an IPv6 address in brackets."""
-    name = parse_ssh(host.ssh or "").name
-    return f"[{name}]" if ":" in name else name
+    """The name, alias or bare address."""
+    return parse_ssh(host.ssh or "").name
 
 
 def _file(path: Path) -> str:

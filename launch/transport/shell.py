@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -62,7 +62,7 @@ class ShellTransport(abc.ABC):
         """Run a command that changes something."""
         return self._run(argv, [stdin] if stdin else [], timeout_s=timeout_s, check=check)
 
-    def stream(self, argv: Sequence[str]) -> Iterator[bytes]:
+    def stream(self, argv: Sequence[str]) -> Generator[bytes, None, None]:
         """Stdout chunk by chunk."""
         with contextlib.closing(self.start(argv, [])) as running:
             yield from running.chunks(None)

@@ -31,5 +31,5 @@ def test_user_port_identity_and_config_are_said_only_when_they_are_given():
 
 
 @pytest.mark.parametrize("ssh", ["root@[fe80::1]:22", "root@fe80::1"])
-def test_an_ipv6_address_stands_in_brackets_for_rsync(ssh):
-    assert ssh_destination(host(ssh)) == "[fe80::1]"
+def test_an_ipv6_address_is_bare_for_ssh(ssh):
+    assert ssh_destination(host(ssh)) == "fe80::1"

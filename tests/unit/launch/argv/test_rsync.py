@@ -19,3 +19,8 @@ def test_appending_to_a_part_says_every_word_apart():
         "gpu8:/root/out/it's $(id).pth",
         "/home/me/.sync/00.part",
     ]
+
+
+def test_an_ipv6_address_stands_in_brackets():
+    argv = rsync.append(ssh=["ssh"], destination="fe80::1", remote="/r", part="/p")
+    assert argv[-2:] == ["[fe80::1]:/r", "/p"]
