@@ -75,8 +75,9 @@ def _dispatch(name: str, argv: list[str]) -> int:
         train_tokenizer(config, argv)
     else:
         from minimind.loop import train
+        from minimind.stages import make
 
-        train(name, config, argv)
+        train(make(name, config), config, argv)
     return 0
 
 

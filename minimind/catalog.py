@@ -41,3 +41,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def weights_file(weight: str, *, hidden_size: int = 512, use_moe: bool = False) -> str:
     """The original's name of a weights file relative to out/: ``full_sft_512.pth``, ``lora/lora_identity_512.pth``."""
     return f"{weight}_{hidden_size}{'_moe' if use_moe else ''}.pth"
+
+
+def written_file(info: StageInfo, *, arch: str, hidden_size: int, use_moe: bool, lora_name: str) -> str:
+    """What a stage writes, relative to out/. The name of an adapter says nothing of the experts below it."""
+    written = info.minimind3_writes if arch == "minimind3" and info.minimind3_writes else info.writes
+    is_adapter = "{lora_name}" in written
+    return weights_file(
+        written.format(lora_name=lora_name), hidden_size=hidden_size, use_moe=use_moe and not is_adapter
+    )

@@ -16,29 +16,29 @@ from torch import nn
 from minimind import checkpoint, optim
 from minimind.attempt import Attempt, PeerFailed
 from minimind.batches import Batch, Step
-from minimind.catalog import CATALOG, weights_file
+from minimind.catalog import written_file
 from minimind.config import TrainConfig, to_plain
 from minimind.dist import World, world
 from minimind.metrics import Metrics, peak_flops
 from minimind.prepare import TrainState, prepare
 from minimind.rundir import Reason, RunError
-from minimind.stages.base import trainable
+from minimind.stages.base import Stage, trainable
 
 
-def train(stage_name: str, config: TrainConfig, argv: list[str]) -> None:
+def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
     """Train one stage to its end, or to where it is told to stop.
 
     Raises:
         RunError: for whatever a user or a machine caused; it is in outcome.json too.
     """
-    attempt = Attempt(stage_name, argv, run_dir=config.run_dir, save_dir=config.save_dir)
+    attempt = Attempt(stage.info.name, argv, run_dir=config.run_dir, save_dir=config.save_dir)
     with attempt, world(config.device) as ranks:
         attempt.agreed = True
         attempt.adopt(ranks.share(str(attempt.dir.root)))
         say = print_line if ranks.leader else _silent
         state, problem = None, None
         try:
-            state = prepare(stage_name, config, attempt, ranks, say)
+            state = prepare(stage, config, attempt, ranks, say)
         except Exception as error:  # told below by every rank at once, so that none waits for one that left
             problem = error
         if ranks.sum([float(problem is not None)])[0]:
@@ -46,7 +46,7 @@ def train(stage_name: str, config: TrainConfig, argv: list[str]) -> None:
         if state is not None:
             state.wrapped = ranks.wrap(state.model)
             attempt.agreed = False
-            _run(stage_name, config, attempt, ranks, state, say)
+            _run(config, attempt, ranks, state, say)
 
 
 def print_line(text: str) -> None:
@@ -71,7 +71,6 @@ class _StopFlag:
 
 
 def _run(
-    stage_name: str,
     config: TrainConfig,
     attempt: Attempt,
     ranks: World,
@@ -115,12 +114,13 @@ def _run(
         say(f"stopped after step {state.step}, checkpoint saved; the same command goes on from there")
     else:
         if ranks.leader:
-            lora_name = getattr(config, "lora_name", "")
-            info = CATALOG[stage_name]
-            written = info.minimind3_writes if config.arch == "minimind3" and info.minimind3_writes else info.writes
-            use_moe = config.use_moe and stage_name != "lora"  # an adapter's name does not say what it adapts
-            weight = written.format(lora_name=lora_name)
-            name = weights_file(weight, hidden_size=state.model.config.hidden_size, use_moe=use_moe)
+            name = written_file(
+                state.stage.info,
+                arch=config.arch,
+                hidden_size=config.hidden_size,
+                use_moe=config.use_moe,
+                lora_name=getattr(config, "lora_name", ""),
+            )
             final = checkpoint.export(
                 attempt.dir, name, state.stage.weights(state.model), sidecar=state.sidecar, save_dir=config.save_dir
             )

@@ -14,13 +14,12 @@ from torch import nn
 from minimind import checkpoint, optim, shards, tokenizer
 from minimind.attempt import Attempt
 from minimind.batches import Order, Reader
-from minimind.catalog import CATALOG, weights_file
+from minimind.catalog import weights_file
 from minimind.config import ModelConfig, TrainConfig, to_plain
 from minimind.dist import World
 from minimind.durable import sha256_file
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
-from minimind.stages import STAGES
 from minimind.stages.base import Stage, trainable
 
 MAY_CHANGE_ON_RESUME = frozenset(
@@ -59,7 +58,7 @@ class TrainState:
 
 
 def prepare(
-    stage_name: str, config: TrainConfig, attempt: Attempt, ranks: World, say: Callable[[str], None]
+    stage: Stage, config: TrainConfig, attempt: Attempt, ranks: World, say: Callable[[str], None]
 ) -> TrainState:
     """Everything before the first step, the same on every rank.
 
@@ -68,10 +67,8 @@ def prepare(
     """
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
-    stage = STAGES[stage_name](config)
-    info = CATALOG[stage_name]
     lora_name = getattr(config, "lora_name", "")
-    data_path = config.data_path or Path("dataset") / info.default_data.format(lora_name=lora_name)
+    data_path = config.data_path or Path("dataset") / stage.info.default_data.format(lora_name=lora_name)
     words = tokenizer.load(config.tokenizer or config.save_dir / "tokenizer")
     data = shards.load(
         data_path,
@@ -94,11 +91,11 @@ def prepare(
             why="--from_resume 1 asks to go on from one",
             remedy="leave --from_resume away to start afresh, or give the --run_dir of the earlier run",
         )
-    start = _starting_weights(stage_name, config)
+    start = _starting_weights(stage, config)
     model = _build(config, words.vocab_size, None if saved and not stage.needs_start_on_resume else start)
     stage.prepare(model)
     identity = {
-        "stage": stage_name,
+        "stage": stage.info.name,
         "config": {k: v for k, v in to_plain(config).items() if k not in MAY_CHANGE_ON_RESUME},
         "data_sha256": data.meta["file"],
         "tokenizer_sha256": words.sha256,
@@ -144,7 +141,7 @@ def prepare(
         identity=identity,
         sidecar={
             "model": dataclasses.asdict(model.config),
-            "stage": stage_name,
+            "stage": stage.info.name,
             "run_id": attempt.dir.root.name,
             "tokenizer_sha256": words.sha256,
         },
@@ -159,8 +156,8 @@ def prepare(
     return state
 
 
-def _starting_weights(stage_name: str, config: TrainConfig) -> Path | None:
-    name = config.from_weight or CATALOG[stage_name].starts_from
+def _starting_weights(stage: Stage, config: TrainConfig) -> Path | None:
+    name = config.from_weight or stage.info.starts_from
     if name is None or name == "none":
         return None
     if "/" in name or name.endswith(".pth"):

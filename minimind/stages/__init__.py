@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from minimind.catalog import CATALOG
+from minimind.config import TrainConfig
 from minimind.stages.base import Stage
 from minimind.stages.distillation import Distillation
 from minimind.stages.dpo import Dpo
@@ -18,3 +20,8 @@ STAGES: dict[str, type[Stage]] = {
     "reason": Reason,
     "distillation": Distillation,
 }
+
+
+def make(name: str, config: TrainConfig) -> Stage:
+    """The stage of that name, with its row of the catalog."""
+    return STAGES[name](config, CATALOG[name])

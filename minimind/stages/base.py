@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from minimind.batches import Batch, Weigh
+from minimind.catalog import StageInfo
 from minimind.model import MiniMind
 from minimind.shards import Kind
 from minimind.tokenizer import Tokenizer
@@ -24,8 +25,8 @@ class Stage(abc.ABC):
     kind: Kind
     told: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def __init__(self, config: Any, info: StageInfo) -> None:
+        self.config, self.info = config, info
 
     def prepare(self, model: MiniMind) -> None:
         """Turn the loaded weights into what is trained: freeze, inject adapters, keep a reference."""

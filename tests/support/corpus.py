@@ -79,11 +79,12 @@ def metrics(run_dir: pathlib.Path) -> list[dict]:
 
 def train_here(folder: pathlib.Path, stage: str, *flags: str, run: str) -> list[dict]:
     """Train in this process with ``folder`` as the working directory; returns the metrics."""
-    from minimind import config, loop
+    from minimind import config, loop, stages
 
     argv = [*flags, "--run_dir", f"runs/{run}"]
     with contextlib.chdir(folder):
-        loop.train(stage, config.parse(stage, argv), argv)
+        parsed = config.parse(stage, argv)
+        loop.train(stages.make(stage, parsed), parsed, argv)
     return metrics(folder / "runs" / run)
 
 
