@@ -66,9 +66,15 @@ def _dispatch(name: str, argv: list[str]) -> int:
         from minimind.generate import chat
 
         return chat(argv)
-    from minimind.config import parse
+    from minimind.attempt import record_early
+    from minimind.config import UsageError
+    from minimind.flags import parse
 
-    config = parse(name, argv)
+    try:
+        config = parse(name, argv)
+    except UsageError as error:
+        record_early(error)
+        raise
     if name == "tokenizer":
         from minimind.train_tokenizer import train_tokenizer
 

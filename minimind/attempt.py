@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from minimind.config import UsageError
 from minimind.durable import AlreadyHeld, hold, publish, to_json, verified_weights
 from minimind.process import boot_id, start_time
 from minimind.rundir import Reason, RunDir, RunError, RunSpec, new_run_id
@@ -122,6 +123,16 @@ class Attempt:
         return {"reason": told.reason, "what": told.what, "why": told.why, "remedy": told.remedy}
 
 
+def record_early(error: RunError) -> None:
+    """Under the supervisor, put down what went wrong before there was an attempt to hold it; all ranks see the same."""
+    number, rank = os.environ.get("MINIMIND_ATTEMPT"), os.environ.get("RANK", "0")
+    if number is not None and "--run_dir" in sys.argv:
+        folder = RunDir(sys.argv[sys.argv.index("--run_dir") + 1]).attempt(int(number))
+        said = {"reason": error.reason, "what": error.what, "why": error.why, "remedy": error.remedy}
+        publish(folder / f"error.rank{rank}.json", to_json({**said, "rank": int(rank), "time": time.time()}))
+        error.agreed = True
+
+
 def explain(error: Exception) -> RunError:
     """The paragraph for any exception: a RunError as it is, known conditions by name, the rest as our own fault."""
     if isinstance(error, RunError):
@@ -155,4 +166,6 @@ def report(error: Exception) -> int:
     if told is not error and told.reason is Reason.TRAINER_ERROR:
         traceback.print_exception(error, file=sys.stderr)
     print(f"error: {told}", file=sys.stderr, flush=True)
+    if isinstance(told, UsageError):
+        return 2
     return 3 if told.reason in (Reason.DATA_MISSING, Reason.DATA_INVALID, Reason.ENV_MISMATCH) else 6

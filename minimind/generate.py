@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minimind import checkpoint, lora, tokenizer
-from minimind.config import Parser, add_fields
+from minimind.flags import Parser, add_fields
 from minimind.model import Cache, MiniMind
 from minimind.rundir import Reason, RunError
 

@@ -79,11 +79,12 @@ def metrics(run_dir: pathlib.Path) -> list[dict]:
 
 def train_here(folder: pathlib.Path, stage: str, *flags: str, run: str) -> list[dict]:
     """Train in this process with ``folder`` as the working directory; returns the metrics."""
-    from minimind import config, loop, stages
+    from minimind import flags as command_line
+    from minimind import loop, stages
 
     argv = [*flags, "--run_dir", f"runs/{run}"]
     with contextlib.chdir(folder):
-        parsed = config.parse(stage, argv)
+        parsed = command_line.parse(stage, argv)
         loop.train(stages.make(stage, parsed), parsed, argv)
     return metrics(folder / "runs" / run)
 
