@@ -8,7 +8,7 @@ import click
 import pytest
 
 from launch.cli import cli
-from minimind import config
+from minimind import flags as command_line
 from minimind.catalog import CATALOG
 
 ROOT = Path(__file__).parents[3]
@@ -39,13 +39,13 @@ def check_trainer(words):
     stage, flags = words[0], words[1:]
     if stage == "chat":
         generate = pytest.importorskip("minimind.generate")
-        parser = config.Parser(allow_abbrev=False)
-        config.add_fields(parser, generate.ChatConfig, {})
+        parser = command_line.Parser(allow_abbrev=False)
+        command_line.add_fields(parser, generate.ChatConfig, {})
         parser.parse_args(flags)
     elif "--help" in flags:
         assert stage in CATALOG
     else:
-        config.parse(stage, flags)
+        command_line.parse(stage, flags)
 
 
 def check_launch(words):
