@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MINIMUM_PYTHON = (3, 11)
 
 PROBE = r"""
 root=$1 wanted=$2
+shift 2
 case $root in "~") root=$HOME ;; "~/"*) root=$HOME/${root#"~/"} ;; esac
 PATH=$PATH:/usr/local/bin:/opt/homebrew/bin:$HOME/miniconda3/bin:/root/miniconda3/bin:/opt/conda/bin
 say() { printf '%s=%s\n' "$1" "$2"; }
@@ -29,11 +30,11 @@ if [ -e /.dockerenv ] || [ -e /run/.containerenv ] ||
   grep -qE 'docker|kubepods|containerd|lxc' /proc/1/cgroup 2>/dev/null; then say in_container 1; fi
 if have rsync; then say rsync 1; fi
 if have docker; then
-  say docker "$(brief docker info --format '{{.ServerVersion}} {{json .Runtimes}}' 2>/dev/null)"
+  say docker "$(brief docker info --format '{{.ServerVersion}} {{json .Runtimes}}' 2>/dev/null)" &
 fi
 if have nvidia-smi; then
   brief nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null |
-    while IFS= read -r gpu; do say gpu "$gpu"; done
+    while IFS= read -r gpu; do say gpu "$gpu"; done &
 fi
 for python in ${wanted:+"$wanted"} $([ -n "$wanted" ] || echo python3 python3.13 python3.12 python3.11 python); do
   found=$("$python" -c 'import sys; v = sys.version_info; print("%d.%d.%d" % v[:3], sys.executable)' 2>/dev/null)
@@ -43,6 +44,14 @@ done
 folder=$root
 while [ -n "$folder" ] && [ ! -d "$folder" ]; do folder=${folder%/*}; done
 say df "$(df -Pk "${folder:-/}" 2>/dev/null | tail -n 1)"
+sha() { if have sha256sum; then sha256sum; else shasum -a 256; fi; }
+for path in "$@"; do
+  case $path in "@/"*) path=$root/${path#"@/"} ;; "~/"*) path=$HOME/${path#"~/"} ;; esac
+  if [ -f "$path" ] && [ -r "$path" ]; then
+    say path "$(wc -c <"$path" | tr -d ' ') $(sha <"$path" | cut -d' ' -f1)"
+  elif [ -d "$path" ]; then say path folder; else say path none; fi
+done
+wait
 """
 
 
@@ -69,15 +78,45 @@ class HostFacts:
     free_bytes: int | None
     boot_id: str | None
 
+    def expand(self, path: str) -> str:
+        """An absolute path for one that may begin with ``@/``, the root, or ``~/``."""
+        for mark, folder in (("@/", self.root), ("~/", self.home)):
+            if path.startswith(mark):
+                return f"{folder.rstrip('/')}/{path.removeprefix(mark)}"
+        return path
+
     @property
     def python_ready(self) -> bool:
         """Whether the trainers can run on the interpreter found."""
         return self.python_version is not None and self.python_version[:2] >= MINIMUM_PYTHON
 
 
-def probe(root: str, python: str | None) -> list[str]:
-    """The command whose output :func:`parse` reads; ``python`` limits the search to one interpreter."""
-    return ["sh", "-c", PROBE, "sh", root, python or ""]
+@dataclass(frozen=True, kw_only=True)
+class There:
+    """Something that lies on the host: a file with its length and sha256, or a folder (both None)."""
+
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+def probe(root: str, python: str | None, paths: Sequence[str] = ()) -> list[str]:
+    """The command whose output :func:`parse` and :func:`parse_paths` read.
+
+    ``python`` limits the search to one interpreter. A path may begin with ``@/``, the root, or ``~/``.
+    """
+    return ["sh", "-c", PROBE, "sh", root, python or "", *paths]
+
+
+def parse_paths(text: str, paths: Sequence[str]) -> dict[str, There]:
+    """Which of the paths that were asked for are there, by the names they were asked under."""
+    told = [line.removeprefix("path=") for line in text.splitlines() if line.startswith("path=")]
+    found = {}
+    for path, answer in zip(paths, told, strict=False):
+        if answer == "folder":
+            found[path] = There()
+        elif match := re.fullmatch(r"(\d+) ([0-9a-f]{64})", answer):
+            found[path] = There(bytes=int(match[1]), sha256=match[2])
+    return found
 
 
 def parse(text: str) -> HostFacts:

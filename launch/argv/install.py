@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-PRESENT = 'for path in "$@"; do if [ -e "$path" ]; then echo 1; else echo 0; fi; done'
-
 UNPACK = r"""
 set -e
 umask 077
@@ -28,11 +26,6 @@ exit "$code"
 """
 
 TAIL = 'tail -c "+$2" "$1" 2>/dev/null; true'
-
-
-def present(*paths: str) -> list[str]:
-    """Print 1 or 0 for each path."""
-    return ["sh", "-c", PRESENT, "sh", *paths]
 
 
 def unpack(folder: str) -> list[str]:

@@ -42,6 +42,18 @@ kill -KILL $family
 """
 """Kills a process, recognised by its start time, and everything below it."""
 
+AFTER_SPEC = r"""
+umask 077
+mkdir -p "$1" && made=$(mktemp "$1/.tmp-XXXXXX") || exit 74
+cat >"$made" && [ "$(wc -c <"$made")" -eq "$2" ] && chmod 0444 "$made" || exit 74
+sync "$made" 2>/dev/null || sync
+mv -f "$made" "$1/spec.json" || exit 74
+sync "$1" 2>/dev/null || :
+shift 2
+exec "$@" </dev/null
+"""
+"""Gives spec.json the bytes of stdin, all at once, and only if they came whole; then runs the command."""
+
 
 def start(*, python: str, pythonpath: str, run_dir: str, nproc: int | None) -> list[str]:
     """Leave a supervisor running; ``nproc`` overrides the number in spec.json. It prints handle.json."""
@@ -50,6 +62,11 @@ def start(*, python: str, pythonpath: str, run_dir: str, nproc: int | None) -> l
         *(python, "-m", "minimind.supervise", "--run_dir", run_dir, "--detach"),
         *(("--nproc", str(nproc)) if nproc else ()),
     ]
+
+
+def after_spec(argv: Sequence[str], *, run_dir: str, length_bytes: int) -> list[str]:
+    """The command with spec.json, of that many bytes on stdin, published in the run directory before it."""
+    return ["sh", "-c", AFTER_SPEC, "sh", run_dir, str(length_bytes), *argv]
 
 
 def alive(pids: Sequence[int]) -> list[str]:

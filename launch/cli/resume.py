@@ -37,8 +37,8 @@ def resume(run: str, host: str | None, nproc: int | None, detach: bool, as_json:
                 code=Exit.REFUSED,
             )
         here = stack.enter_context(connect(known.host("local"), known))
-        site = session.site(transport, known, here)
-        resumed = control.resume(site, found, session.laptop(known.home), nproc=nproc)
+        ends = session.ends(transport, here, known)
+        resumed = control.resume(ends, found, session.laptop(known.home), nproc=nproc)
         if resumed is None:
             session.terminal.say(f"{found.run_id} has succeeded at step {found.state.last_step}: nothing to do")
             if as_json:

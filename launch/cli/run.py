@@ -85,7 +85,7 @@ def run(hosts: tuple[str, ...], data: str | None, trainer_flags: tuple[str, ...]
         if asked["dry_run"]:
             transport, here = DryTransport(transport, record), DryTransport(here, record)
         request = start.Request(stage=asked["stage"], flags=words, nproc=asked["nproc"], name=asked["name"])
-        plan = start.plan(request, session.site(transport, known, here), session.laptop(known.home))
+        plan = start.plan(request, session.ends(transport, here, known), session.laptop(known.home))
         handle = start.carry_out(plan, transport, here, session.terminal)
         if asked["dry_run"]:
             return _show(plan, record, as_json=asked["as_json"])

@@ -13,7 +13,7 @@ import click
 
 from launch import environment, inventory
 from launch.inventory import Inventory
-from launch.runs.start import Laptop, code_version, look
+from launch.runs.start import Ends, Laptop, code_version
 from launch.transport import Transport
 from launch.ui import Terminal
 
@@ -45,20 +45,13 @@ def package() -> Path:
     return Path(minimind.__file__).parent
 
 
-def site(transport: Transport, known: Inventory, here: Transport) -> environment.Site:
-    """A probed host."""
+def ends(transport: Transport, laptop: Transport, known: Inventory) -> Ends:
+    """A host and this machine."""
     installed = Path(environment.__file__).parents[1] / "_envs"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind-launch"
-    return environment.Site(
-        transport=transport,
-        laptop=here,
-        host=transport.host,
-        inventory=known,
-        facts=look(transport),
-        package=package(),
-        envs=installed if installed.is_dir() else package().parent / "envs",
-        cache=cache,
-    )
+    envs = installed if installed.is_dir() else package().parent / "envs"
+    here = environment.Here(package=package(), envs=envs, cache=cache)
+    return Ends(host=transport, laptop=laptop, inventory=known, here=here)
 
 
 def print_json(value: Any) -> None:

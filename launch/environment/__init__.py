@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from launch.environment import code, image, virtual
-from launch.environment.task import Site, Task
+from launch.environment.task import Here, Site, Task
 from launch.executors import Environment
+from minimind.durable import sha256_file, tree_hash
 
-__all__ = ["Provision", "Site", "Task", "provide", "recall"]
+__all__ = ["Here", "Provision", "Site", "Task", "markers", "provide", "recall"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,16 @@ def _docker(site: Site) -> Provision:
 
 
 PROVIDERS: dict[str, Callable[[Site], Provision]] = {"docker": _docker, "venv": _venv}
+
+
+def markers(here: Here, *more: Environment) -> list[str]:
+    """The paths to ask a host about for :attr:`Site.present`: this laptop's code and environments, and ``more``."""
+    code_hashes = [tree_hash(here.package), *(wanted.code_hash for wanted in more)]
+    lock_hashes = [*map(sha256_file, virtual.locks(here.envs)), *(wanted.lock_hash for wanted in more)]
+    return [
+        *(code.marker(value) for value in code_hashes if value),
+        *(virtual.marker(value) for value in lock_hashes if value),
+    ]
 
 
 def provide(executor: str, site: Site) -> Provision:

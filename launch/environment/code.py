@@ -29,18 +29,19 @@ class SendCode:
         transport.run(install.unpack(self.folder), stdin=archive)
 
 
-def _folder(site: Site, code_hash: str) -> str:
-    return f"{site.root}/code/{code_hash[:16]}"
+def marker(code_hash: str) -> str:
+    """What is on a host that has this code; ``@/`` stands for its root."""
+    return f"@/code/{code_hash[:16]}"
 
 
 def find(site: Site) -> tuple[str, str, tuple[Task, ...]]:
     """PYTHONPATH on the host, the code's hash, and what has to be done first."""
-    code_hash = tree_hash(site.package)
+    package, code_hash = site.here.package, tree_hash(site.here.package)
     if site.host.ssh is None:
-        return str(site.package.parent), code_hash, ()
-    folder = _folder(site, code_hash)
-    there = site.transport.read(install.present(folder)).text == "1"
-    return folder, code_hash, () if there else (SendCode(folder=folder, package=site.package),)
+        return str(package.parent), code_hash, ()
+    folder = site.facts.expand(marker(code_hash))
+    there = marker(code_hash) in site.present
+    return folder, code_hash, () if there else (SendCode(folder=folder, package=package),)
 
 
 def recall(site: Site, code_hash: str | None) -> str:
@@ -50,9 +51,9 @@ def recall(site: Site, code_hash: str | None) -> str:
         LaunchError: HOST_NOT_READY when the host no longer has it.
     """
     if site.host.ssh is None:
-        return str(site.package.parent)
-    folder = _folder(site, code_hash or "")
-    if code_hash and site.transport.read(install.present(folder)).text == "1":
+        return str(site.here.package.parent)
+    folder = site.facts.expand(marker(code_hash or ""))
+    if code_hash and marker(code_hash) in site.present:
         return folder
     raise LaunchError(
         f"the code that this run was started with is no longer on {site.host.name}",

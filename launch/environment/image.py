@@ -56,7 +56,7 @@ def find(site: Site) -> tuple[Image, tuple[Task, ...]]:
     """
     flavour = "cuda" if site.facts.gpus and site.facts.docker_has_nvidia else "cpu"
     reference = site.host.image or f"{NAME}:{flavour}"
-    code_hash = tree_hash(site.package)
+    code_hash = tree_hash(site.here.package)
     there = inspect(site.transport, reference)
     if there and there.code_hash == code_hash:
         return there, ()

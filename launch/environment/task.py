@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,17 +14,25 @@ from launch.voice import Voice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
-    """A host and this laptop. ``package`` is the folder of the trainers' code, ``envs`` the one with the locks."""
+class Here:
+    """What the laptop has: the trainers' code, the folder with the locks, and where to keep what can be made again."""
 
+    package: Path
+    envs: Path
+    cache: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A host and this laptop. ``present`` are those of :func:`launch.environment.markers` that the host has."""
+
+    here: Here
     transport: Transport
     laptop: Transport
     host: Host
     inventory: Inventory
     facts: HostFacts
-    package: Path
-    envs: Path
-    cache: Path
+    present: AbstractSet[str] = field(default=frozenset())
 
     @property
     def root(self) -> str:

@@ -121,12 +121,11 @@ def find(site: Site) -> tuple[str, str | None, tuple[Task, ...]]:
     """
     if ready := _as_it_is(site):
         return ready, None, ()
-    lock = site.envs / "cuda.lock"
-    if not (site.facts.gpus and lock.is_file()):
-        lock = site.envs / "cpu.lock"
+    cpu, *others = locks(site.here.envs)
+    lock = others[0] if site.facts.gpus and others else cpu
     lock_hash = sha256_file(lock)
     folder = _folder(site, lock_hash)
-    if site.transport.read(install.present(f"{folder}/.complete")).text == "1":
+    if marker(lock_hash) in site.present:
         return f"{folder}/bin/python", lock_hash, ()
     if not site.facts.python_ready:
         version = ".".join(map(str, site.facts.python_version or ())) or "none"
@@ -136,7 +135,7 @@ def find(site: Site) -> tuple[str, str | None, tuple[Task, ...]]:
             remedy=f"install one there (apt install python3.11, or conda), or set python = PATH for {site.host.name}",
             code=Exit.HOST_NOT_READY,
         )
-    task = MakeVenv(folder=folder, lock=lock, facts=site.facts, envs=site.envs, cache=site.cache)
+    task = MakeVenv(folder=folder, lock=lock, facts=site.facts, envs=site.here.envs, cache=site.here.cache)
     return f"{folder}/bin/python", lock_hash, (task,)
 
 
@@ -152,7 +151,7 @@ def recall(site: Site, lock_hash: str | None) -> str:
         why = "it used an interpreter as it is, and none is configured now"
     else:
         folder = _folder(site, lock_hash)
-        if site.transport.read(install.present(f"{folder}/.complete")).text == "1":
+        if marker(lock_hash) in site.present:
             return f"{folder}/bin/python"
         why = f"{folder} is not there"
     raise LaunchError(
@@ -163,8 +162,18 @@ def recall(site: Site, lock_hash: str | None) -> str:
     )
 
 
+def locks(envs: Path) -> list[Path]:
+    """cpu.lock, and cuda.lock where there is one."""
+    return [envs / "cpu.lock", *(path for path in (envs / "cuda.lock",) if path.is_file())]
+
+
+def marker(lock_hash: str) -> str:
+    """What is on a host that has this environment, written last; ``@/`` stands for its root."""
+    return f"@/env/{lock_hash[:16]}/.complete"
+
+
 def _folder(site: Site, lock_hash: str) -> str:
-    return f"{site.root}/env/{lock_hash[:16]}"
+    return site.facts.expand(marker(lock_hash)).removesuffix("/.complete")
 
 
 def _as_it_is(site: Site) -> str | None:

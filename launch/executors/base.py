@@ -25,9 +25,10 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One start of one run whose spec.json is in place; paths are absolute on the host.
+    """One start of one run; paths are absolute on the host.
 
-    ``nproc`` is given where it differs from the spec's; ``readonly`` are files outside ``root`` that the run reads.
+    ``spec_json`` is the spec of a run that has none there yet: it is written first. ``nproc`` is given where it differs
+    from the spec's; ``readonly`` are files outside ``root`` that the run reads.
     """
 
     run_id: str
@@ -37,6 +38,7 @@ class Attempt:
     spec_nproc: int
     nproc: int | None
     environment: Environment
+    spec_json: bytes | None = None
     networked: bool = False
     readonly: tuple[str, ...] = ()
 

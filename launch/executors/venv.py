@@ -26,7 +26,9 @@ class VenvExecutor:
             run_dir=attempt.run_dir,
             nproc=attempt.nproc,
         )
-        result = transport.run(argv, check=False)
+        if attempt.spec_json is not None:
+            argv = supervise.after_spec(argv, run_dir=attempt.run_dir, length_bytes=len(attempt.spec_json))
+        result = transport.run(argv, stdin=attempt.spec_json or b"", check=False)
         if result.code == 0:
             return _handle(result.stdout)
         said = result.stderr.decode(errors="replace").strip().splitlines()

@@ -6,31 +6,21 @@ What the host has under a default name wins; a path that the user names is looke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launch import flags as trainer_flags
 from launch.errors import Exit, LaunchError
+from launch.facts import HostFacts, There
 from launch.inputs.wants import Places, Want, wants
 from launch.transport import Transport
 from launch.voice import Voice
 from minimind.catalog import StageInfo
 from minimind.durable import sha256_file
 
-__all__ = ["Found", "Inputs", "Places", "Want", "push", "resolve", "wants"]
-
-SURVEY = r"""
-hash() { if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 256; fi; }
-for path in "$@"; do
-  if [ -f "$path" ] && [ -r "$path" ]; then
-    printf 'f %s %s\n' "$(wc -c <"$path" | tr -d ' ')" "$(hash <"$path" | cut -d' ' -f1)"
-  else
-    echo -
-  fi
-done
-"""
+__all__ = ["Found", "Inputs", "Places", "Search", "Want", "push", "wants"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,30 +50,98 @@ class Inputs:
         return [{"path": file.path, "sha256": file.sha256, "bytes": file.bytes} for file in self.files]
 
 
-def resolve(info: StageInfo, flags: Sequence[str], places: Places, transport: Transport) -> Inputs:
-    """Find everything the stage reads, in one question to the host; changes nothing.
+class Search:
+    """What a stage reads, looked for on the laptop; the host is asked about :attr:`questions`, then all is settled."""
 
-    Raises:
-        LaunchError: INVALID naming both places looked at, when something is on neither side.
-    """
-    needed = wants(info, flags, places)
-    local, hashes = [_laptop_files(want) for want in needed], _Hashes()
-    inputs_folder = f"{places.facts.root}/inputs"
-    candidates: list[list[str]] = []
-    for want, files in zip(needed, local, strict=True):
-        copies = [_target(want, files, inputs_folder, hashes)] if files and want.named_by_user else []
-        candidates.append([*copies, *want.host])
-    paths = [
-        _join(path, n) for want, paths in zip(needed, candidates, strict=True) for path in paths for n in want.names
-    ]
-    there = _survey(transport, list(dict.fromkeys(paths)))
-    words, found = list(flags), list[Found]()
-    for want, files, paths in zip(needed, local, candidates, strict=True):
-        value, chosen = _choose(want, files, paths, there, places, inputs_folder, hashes, stage=info.name)
-        found += chosen
-        if want.rewrite:
-            words = trainer_flags.with_value(words, want.flag, value)
-    return Inputs(flags=tuple(words), files=tuple(found))
+    def __init__(self, info: StageInfo, flags: Sequence[str], places: Places) -> None:
+        self._stage, self._flags, self._places = info.name, flags, places
+        self._hashes = _Hashes()
+        self._wants = [(want, _on_laptop(want)) for want in wants(info, flags, places)]
+
+    @property
+    def questions(self) -> list[str]:
+        """The host's paths that matter; ``@/`` stands for its root."""
+        return list(
+            dict.fromkeys(
+                _join(path, name)
+                for want, ours in self._wants
+                for path in self._candidates(want, ours)
+                for name in want.names
+            )
+        )
+
+    def settle(self, facts: HostFacts, there: Mapping[str, There], *, in_place: bool) -> Inputs:
+        """Decide where each input comes from; ``in_place`` when the run can read the laptop's own files.
+
+        Raises:
+            LaunchError: INVALID naming both places looked at, when something is on neither side.
+        """
+        words, found = list(self._flags), list[Found]()
+        for want, ours in self._wants:
+            value, files = self._choose(want, ours, facts, there, in_place=in_place)
+            found += files
+            if want.rewrite:
+                words = trainer_flags.with_value(words, want.flag, value)
+        return Inputs(flags=tuple(words), files=tuple(found))
+
+    def _candidates(self, want: Want, ours: Laptop | None) -> list[str]:
+        return [*([self._target(want, ours)] if ours and want.named_by_user else []), *want.host]
+
+    def _target(self, want: Want, ours: Laptop) -> str:
+        if want.target:
+            return want.target
+        digests = [self._hashes[file] for file in ours.files]
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return f"@/inputs/{digest[:12]}/{ours.base.resolve().name}"
+
+    def _choose(
+        self, want: Want, ours: Laptop | None, facts: HostFacts, there: Mapping[str, There], *, in_place: bool
+    ) -> tuple[str, list[Found]]:
+        candidates = self._candidates(want, ours)
+        on_host = next((path for path in candidates if _whole(path, want, there)), None)
+        if ours and (want.named_by_user or on_host is None):
+            if in_place and not want.copy_always:
+                return str(ours.base.resolve()), [self._measured(str(file.resolve()), file) for file in ours.files]
+            target = self._target(want, ours)
+            return facts.expand(target), list(self._copies(want, ours, target, facts, there))
+        if on_host is None:
+            places = [f"{self._places.host}:{facts.expand(path)}" for path in want.host]
+            raise LaunchError(
+                f"{self._stage} lacks {want.what}: {PurePosixPath(want.host[0]).name}",
+                why=f"neither side has it; looked at {', '.join(dict.fromkeys((*places, *map(str, want.laptop))))}",
+                remedy=want.remedy,
+                code=Exit.INVALID,
+            )
+        return facts.expand(on_host), [
+            Found(path=facts.expand(path), bytes=there[path].bytes or 0, sha256=there[path].sha256 or "")
+            for path in (_join(on_host, name) for name in want.names)
+        ]
+
+    def _copies(
+        self, want: Want, ours: Laptop, target: str, facts: HostFacts, there: Mapping[str, There]
+    ) -> Iterator[Found]:
+        for file, name in zip(ours.files, want.names, strict=True):
+            path = _join(target, name)
+            copy = self._measured(facts.expand(path), file)
+            if there.get(path) == There(bytes=copy.bytes, sha256=copy.sha256):
+                yield copy
+                continue
+            yield replace(copy, source=file)
+            sidecar = file.with_suffix(".json")
+            if file.suffix == ".pth" and sidecar.is_file():
+                beside = str(PurePosixPath(copy.path).with_suffix(".json"))
+                yield replace(self._measured(beside, sidecar), source=sidecar)
+
+    def _measured(self, path: str, file: Path) -> Found:
+        return Found(path=path, sha256=self._hashes[file], bytes=file.stat().st_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laptop:
+    """An input as it lies on the laptop: a file, or a folder and the files in it that matter."""
+
+    base: Path
+    files: tuple[Path, ...]
 
 
 class _Hashes(dict[Path, str]):
@@ -94,82 +152,20 @@ class _Hashes(dict[Path, str]):
         return digest
 
 
-def _laptop_files(want: Want) -> tuple[Path, list[Path]] | None:
+def _on_laptop(want: Want) -> Laptop | None:
     for base in want.laptop:
-        files = [base / name if name else base for name in want.names]
+        files = tuple(base / name if name else base for name in want.names)
         if all(file.is_file() for file in files):
-            return base, files
+            return Laptop(base=base, files=files)
     return None
 
 
-def _target(want: Want, files: tuple[Path, list[Path]], inputs_folder: str, hashes: _Hashes) -> str:
-    base, members = files
-    if want.target:
-        return want.target
-    digests = [hashes[file] for file in members]
-    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    return f"{inputs_folder}/{digest[:12]}/{base.resolve().name}"
-
-
-def _choose(
-    want: Want,
-    files: tuple[Path, list[Path]] | None,
-    paths: Sequence[str],
-    there: Mapping[str, tuple[int, str]],
-    places: Places,
-    inputs_folder: str,
-    hashes: _Hashes,
-    *,
-    stage: str,
-) -> tuple[str, list[Found]]:
-    on_host = next((path for path in paths if all(_join(path, name) in there for name in want.names)), None)
-    use_laptop = files is not None and (want.named_by_user or on_host is None)
-    if files is None or not use_laptop:
-        if on_host is None:
-            looked = [*(f"{places.host}:{path}" for path in want.host), *map(str, want.laptop)]
-            raise LaunchError(
-                f"{stage} lacks {want.what}: {PurePosixPath(want.host[0]).name}",
-                why=f"neither side has it; looked at {', '.join(dict.fromkeys(looked))}",
-                remedy=want.remedy,
-                code=Exit.INVALID,
-            )
-        return on_host, [_there(_join(on_host, name), there) for name in want.names]
-    base, members = files
-    if places.in_place and not want.copy_always:
-        return str(base.resolve()), [_measured(str(file.resolve()), file, hashes) for file in members]
-    target = _target(want, files, inputs_folder, hashes)
-    chosen = []
-    for file, name in zip(members, want.names, strict=True):
-        path = _join(target, name)
-        ours = _measured(path, file, hashes)
-        chosen.append(ours if there.get(path) == (ours.bytes, ours.sha256) else replace(ours, source=file))
-        sidecar = file.with_suffix(".json")
-        if file.suffix == ".pth" and chosen[-1].source and sidecar.is_file():
-            beside = str(PurePosixPath(path).with_suffix(".json"))
-            chosen.append(replace(_measured(beside, sidecar, hashes), source=sidecar))
-    return target, chosen
+def _whole(path: str, want: Want, there: Mapping[str, There]) -> bool:
+    return all((file := there.get(_join(path, name))) and file.sha256 for name in want.names)
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}/{name}" if name else path
-
-
-def _there(path: str, there: Mapping[str, tuple[int, str]]) -> Found:
-    return Found(path=path, bytes=there[path][0], sha256=there[path][1])
-
-
-def _measured(path: str, file: Path, hashes: _Hashes) -> Found:
-    return Found(path=path, sha256=hashes[file], bytes=file.stat().st_size)
-
-
-def _survey(transport: Transport, paths: Sequence[str]) -> dict[str, tuple[int, str]]:
-    lines = transport.read(["sh", "-c", SURVEY, "sh", *paths]).text.splitlines()
-    found = {}
-    for path, line in zip(paths, lines, strict=False):
-        fields = line.split()
-        if fields[0] == "f" and len(fields) == 3:
-            found[path] = (int(fields[1]), fields[2])
-    return found
 
 
 def push(files: Sequence[Found], transport: Transport, voice: Voice) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from launch import flags as trainer_flags
-from launch.facts import HostFacts
 from minimind.catalog import CATALOG, TOKENIZER_FILES, StageInfo, weights_file
 
 DEFAULT_HIDDEN_SIZE = 512
@@ -16,14 +15,12 @@ DEFAULT_LORA_NAME = "lora_identity"
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where to look. ``out`` is the save_dir on the host; ``in_place`` when the host can read the laptop's files."""
+    """Where to look. ``out`` is the save_dir on the host, where ``@`` stands for its root until that is known."""
 
-    facts: HostFacts
     host: str
     home: Path
     cwd: Path
-    out: str
-    in_place: bool
+    out: str = "@/out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +55,8 @@ def wants(info: StageInfo, flags: Sequence[str], places: Places) -> list[Want]:
     return [*found, _tokenizer(flags, places)]
 
 
-def _on_host(value: str, places: Places) -> str:
-    home = places.facts.home
-    path = home + value[1:] if value.startswith("~/") else value
-    return str(PurePosixPath(places.facts.root) / path)
+def _on_host(value: str) -> str:
+    return value if value.startswith("~/") else str(PurePosixPath("@") / value)
 
 
 def _on_laptop(value: str, places: Places) -> Path:
@@ -77,7 +72,7 @@ def _named(flag: str, value: str, what: str, places: Places, *, folder: str, rem
         flag=flag,
         what=what,
         laptop=(_on_laptop(value, places), *((places.home / folder / value,) if bare else ())),
-        host=(_on_host(value, places), *((f"{places.facts.root}/{folder}/{value}",) if bare else ())),
+        host=(_on_host(value), *((f"@/{folder}/{value}",) if bare else ())),
         named_by_user=True,
         remedy=remedy,
     )
@@ -88,7 +83,7 @@ def _data(info: StageInfo, flags: Sequence[str], places: Places) -> Want:
         return _named("data_path", value, "its data", places, folder="dataset", remedy="correct that path")
     lora_name = trainer_flags.value_of(flags, "lora_name") or DEFAULT_LORA_NAME
     name = info.default_data.format(lora_name=lora_name)
-    target = f"{places.facts.root}/dataset/{name}"
+    target = f"@/dataset/{name}"
     return Want(
         flag="data_path",
         what="its data",

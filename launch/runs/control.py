@@ -11,7 +11,7 @@ from launch.errors import Exit, LaunchError
 from launch.executors import EXECUTORS, Environment, Executor
 from launch.runs import names
 from launch.runs.observe import Run, observe
-from launch.runs.start import Laptop, attempt_of
+from launch.runs.start import Ends, Laptop, attempt_of
 from launch.transport import Transport
 from launch.voice import Voice
 from minimind.rundir import RunError, RunSpec, State
@@ -46,7 +46,7 @@ def stop(transport: Transport, run: Run, voice: Voice, *, timeout_s: float, now:
     return found
 
 
-def resume(site: environment.Site, run: Run, laptop: Laptop, *, nproc: int | None) -> Run | None:
+def resume(ends: Ends, run: Run, laptop: Laptop, *, nproc: int | None) -> Run | None:
     """Start the next attempt of a run that is not alive; None when it has succeeded and there is nothing to do.
 
     Raises:
@@ -69,13 +69,10 @@ def resume(site: environment.Site, run: Run, laptop: Laptop, *, nproc: int | Non
             remedy=f"follow it with `launch logs -f {run.run_id}`, or stop it first with `launch stop {run.run_id}`",
             code=Exit.REFUSED,
         )
-    spec, transport, executor = _spec(run), site.transport, _executor(run)
-    root = run.root
-    provided = environment.recall(
-        executor.name,
-        site,
-        Environment(image_id=spec.image_digest, lock_hash=spec.lock_hash, code_hash=spec.code_hash),
-    )
+    spec, transport, executor, root = _spec(run), ends.host, _executor(run), run.root
+    wanted = Environment(image_id=spec.image_digest, lock_hash=spec.lock_hash, code_hash=spec.code_hash)
+    site, _ = ends.visit((), wanted)
+    provided = environment.recall(executor.name, site, wanted)
     if spec.name:
         names.claim(transport, root, spec.name, run.run_id, owner=laptop.owner, pid=os.getpid())
     transport.run(["sh", "-c", UNSTOP, "sh", run.run_dir])

@@ -12,8 +12,6 @@ from launch.transport import Transport
 from launch.voice import Voice
 
 CHUNK_BYTES = 1 << 20
-QUICK_S, SLOW_S = 0.1, 1.0
-LOOK_S = 10.0
 GIVE_UP_S = 300.0
 RETRY_S = 2.0
 
@@ -22,6 +20,20 @@ if [ -f "$1/exit.json" ]; then echo 1; else echo 0; fi
 tail -c "+$3" "$1/$2" 2>/dev/null | head -c "$4"
 """
 """Whether the attempt has ended is asked first: then what is read after it is all there will ever be."""
+
+WATCH = r"""
+dir=$1 file=$1/$2 ticks=0
+tick() {
+  ticks=$((ticks + 1))
+  [ "$ticks" -le 40 ] && [ ! -f "$dir/exit.json" ] && { sleep 0.25 2>/dev/null || sleep 1; }
+}
+while [ ! -f "$file" ]; do tick || exit 0; done
+tail -c "+$3" -f "$file" &
+while tick; do :; done
+kill "$!" 2>/dev/null
+exit 0
+"""
+"""Passes on what is appended, for ten seconds or until the attempt ends: nothing stays behind when we are gone."""
 
 
 @dataclass
@@ -93,22 +105,24 @@ def follow(
             time.sleep(RETRY_S)
 
 
+def watch(transport: Transport, position: Position, write: Callable[[bytes], None]) -> None:
+    """Pass on what comes, as it comes; returns after some seconds, or soon after the attempt has ended."""
+    argv = ["sh", "-c", WATCH, "sh", position.folder, position.file, str(position.offset + 1)]
+    for data in transport.stream(argv):
+        write(data)
+        position.offset += len(data)
+
+
 def _until_end(transport: Transport, run: Run, position: Position, write: Callable[[bytes], None]) -> Run:
     attempt = int(position.folder.rpartition("/")[2])
-    pause_s, looked_at = QUICK_S, time.monotonic()
-    while True:
-        got, last = read(transport, position, write)
-        if last:
-            return observe(transport, root=run.root, run_id=run.run_id)[0]
-        if got:
-            pause_s = QUICK_S
-            if got == CHUNK_BYTES:
-                continue
-        if time.monotonic() - looked_at > LOOK_S:
-            looked_at = time.monotonic()
+    while not run.state.state.ended:
+        watch(transport, position, write)
+        while (got := read(transport, position, write)) == (CHUNK_BYTES, False):
+            pass
+        if not got[1]:
             found = observe(transport, root=run.root, run_id=run.run_id)
-            if not found or found[0].state.state.ended or found[0].state.attempt != attempt:
-                drain(transport, position, write)  # it ended without a word: nothing more will come
-                return found[0] if found else run
-        time.sleep(pause_s)
-        pause_s = min(SLOW_S, pause_s * 1.25)
+            if found and not found[0].state.state.ended and found[0].state.attempt == attempt:
+                continue
+        break
+    drain(transport, position, write)
+    return next(iter(observe(transport, root=run.root, run_id=run.run_id)), run)

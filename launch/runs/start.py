@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from launch import environment, facts, flags, inputs
 from launch.errors import Exit, LaunchError
 from launch.executors import Attempt, Environment, Executor, Handle, choose
+from launch.inventory import Inventory
 from launch.runs import names
 from launch.transport import Transport
 from launch.voice import Voice
@@ -55,15 +56,21 @@ class Plan:
 
 
 def look(transport: Transport) -> facts.HostFacts:
-    """Probe the host.
+    """Probe the host; raises as :func:`scout` does."""
+    return scout(transport, ())[0]
+
+
+def scout(transport: Transport, paths: Sequence[str]) -> tuple[facts.HostFacts, dict[str, facts.There]]:
+    """Probe the host and look for paths on it, in one command.
 
     Raises:
         LaunchError: HOST_NOT_READY when its shell does not answer as a shell.
     """
     host = transport.host
-    result = transport.read(facts.probe(host.root, host.python), timeout_s=60, check=False)
+    result = transport.read(facts.probe(host.root, host.python, paths), check=False)
+    text = result.stdout.decode("utf-8", "replace")
     try:
-        return facts.parse(result.stdout.decode("utf-8", "replace"))
+        return facts.parse(text), facts.parse_paths(text, paths)
     except ValueError as error:
         raise LaunchError(
             f"{host.name} could not be looked at",
@@ -73,24 +80,46 @@ def look(transport: Transport) -> facts.HostFacts:
         ) from error
 
 
-def plan(request: Request, site: environment.Site, laptop: Laptop) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """Both ends of a start: a host, and this machine; dry ones write down what they would do."""
+
+    host: Transport
+    laptop: Transport
+    inventory: Inventory
+    here: environment.Here
+
+    def visit(self, paths: Sequence[str], *wanted: Environment) -> tuple[environment.Site, dict[str, facts.There]]:
+        """Look at the host, at paths on it, and at what it has of this laptop's and of wanted environments."""
+        markers = environment.markers(self.here, *wanted)
+        found, there = scout(self.host, [*paths, *markers])
+        site = environment.Site(
+            here=self.here,
+            transport=self.host,
+            laptop=self.laptop,
+            host=self.host.host,
+            inventory=self.inventory,
+            facts=found,
+            present={path for path in markers if path in there},
+        )
+        return site, there
+
+
+def plan(request: Request, ends: Ends, laptop: Laptop) -> Plan:
     """Find out what the start needs; changes nothing anywhere.
 
     Raises:
         LaunchError: INVALID when an input is on neither side, HOST_NOT_READY when the host cannot train.
     """
-    info, found, host = CATALOG[request.stage], site.facts, site.host
-    executor = choose(host, found)
-    out = flags.value_of(request.flags, "save_dir") or flags.value_of(request.flags, "out_dir") or f"{found.root}/out"
-    places = inputs.Places(
-        facts=found,
-        host=host.name,
-        home=laptop.home,
-        cwd=laptop.cwd,
-        out=out,
-        in_place=host.ssh is None and executor.name == "venv",
+    info, host = CATALOG[request.stage], ends.host.host
+    asked = flags.value_of(request.flags, "save_dir") or flags.value_of(request.flags, "out_dir") or "out"
+    out = asked if asked.startswith("~/") else str(PurePosixPath("@") / asked)
+    search = inputs.Search(
+        info, _without(request.flags), inputs.Places(host=host.name, home=laptop.home, cwd=laptop.cwd, out=out)
     )
-    brought = inputs.resolve(info, ["--save_dir", out, *_without(request.flags)], places, site.transport)
+    site, there = ends.visit(search.questions)
+    found, executor = site.facts, choose(host, site.facts)
+    brought = search.settle(found, there, in_place=host.ssh is None and executor.name == "venv")
     provision = environment.provide(executor.name, site)
     now = time.gmtime(found.now)
     run_id = new_run_id(request.stage, now_utc=time.strftime("%Y%m%d-%H%M%S", now))
@@ -98,7 +127,7 @@ def plan(request: Request, site: environment.Site, laptop: Laptop) -> Plan:
     spec = RunSpec(
         run_id=run_id,
         stage=request.stage,
-        flags=list(brought.flags),
+        flags=["--save_dir", found.expand(out), *brought.flags],
         nproc=request.nproc or (1 if request.stage == "tokenizer" else max(1, gpus)),
         executor=executor.name,
         name=request.name,
@@ -138,8 +167,7 @@ def carry_out(plan: Plan, transport: Transport, laptop: Transport, voice: Voice)
     root, spec, who = plan.facts.root, plan.spec, plan.laptop
     number = spec.name and names.claim(transport, root, spec.name, spec.run_id, owner=who.owner, pid=who.pid)
     try:
-        transport.publish(f"{plan.run_dir}/spec.json", spec.to_json(), mode=0o444)
-        first = attempt_of(spec, plan.run_dir, root, plan.provision.environment, number=1, nproc=None)
+        first = attempt_of(spec, plan.run_dir, root, plan.provision.environment, number=1, nproc=None, new=True)
         return plan.executor.start(transport, plan.facts, first)
     except LaunchError:
         if spec.name and number:
@@ -155,13 +183,15 @@ def attempt_of(
     *,
     number: int,
     nproc: int | None,
+    new: bool = False,
 ) -> Attempt:
-    """One attempt of a run as its spec describes it."""
+    """One attempt of a run as its spec describes it; the spec of a new run is still to be written."""
     return Attempt(
         run_id=spec.run_id,
         run_dir=run_dir,
         root=root,
         number=number,
+        spec_json=spec.to_json() if new else None,
         spec_nproc=spec.nproc,
         nproc=nproc,
         environment=provided,

@@ -1,8 +1,10 @@
 """What every executor promises, asked of each of them: one suite."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import pathlib
 import sys
 
 import pytest
@@ -126,6 +128,23 @@ def test_on_paper_nothing_starts(bench):
     assert record and record[0].verb == "run"
     assert bench.seen(attempt).state.state is State.PREPARED
     assert not os.path.exists(f"{attempt.run_dir}/attempts")
+
+
+def test_a_new_run_gets_its_spec_before_it_starts_and_only_whole(bench):
+    attempt = bench.prepare("--data_path", "nowhere.jsonl")
+    spec = pathlib.Path(attempt.run_dir, "spec.json")
+    text = spec.read_bytes()
+    spec.unlink()
+    new = dataclasses.replace(attempt, spec_json=text)
+    cut = LocalTransport(bench.transport.host)
+    run = cut.run
+    cut.run = lambda argv, **options: run(argv, **options | {"stdin": text[:-1]})
+    with pytest.raises(LaunchError):
+        bench.start(new, cut)
+    assert not spec.exists()
+    bench.start(new)
+    assert spec.read_bytes() == text and spec.stat().st_mode & 0o777 == 0o444
+    wait_for(lambda: bench.seen(attempt).state.state.ended)
 
 
 def test_a_run_that_fails_at_once_says_why_and_is_not_alive(bench):
