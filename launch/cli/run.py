@@ -18,7 +18,7 @@ from minimind.catalog import CATALOG
 from minimind.rundir import RUN_ID, RunState, State
 
 
-class Stage(click.Choice[str]):
+class Stage(click.Choice):  # type: ignore[type-arg]  # not a generic class in every version of click
     """A stage of the catalog; a misspelt one is told the nearest."""
 
     def fail(self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None) -> Any:
@@ -27,7 +27,7 @@ class Stage(click.Choice[str]):
         super().fail(message + (f" Did you mean {near[0]!r}?" if near else ""), param, ctx)
 
 
-class Ranks(click.ParamType[int | None]):
+class Ranks(click.ParamType):  # type: ignore[type-arg]
     """A number of ranks, or `auto`."""
 
     name = "N|auto"

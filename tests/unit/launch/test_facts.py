@@ -1,0 +1,89 @@
+"""The probe: what it prints on this machine, and how every answer of other machines is read."""
+
+import subprocess
+
+import pytest
+
+from launch.facts import parse, parse_paths, probe
+
+MINIMAL = "root=/r\nhome=/home/me\nnow=1700000000\nsystem=Linux\nuid=1000\ngid=1000\n"
+
+
+def ask(*args, env=None) -> str:
+    return subprocess.run(probe(*args), capture_output=True, text=True, check=True, env=env).stdout
+
+
+def test_the_probe_tells_this_machine_and_expands_the_root(tmp_path):
+    found = parse(ask("~/a b", None, []))
+    assert found.root == f"{found.home}/a b"
+    assert found.system and found.cpus >= 1 and found.now > 1.7e9 and found.free_bytes > 0
+    assert found.python_ready and found.python.startswith("/")
+
+
+def test_a_named_interpreter_is_the_only_one_looked_at():
+    assert parse(ask("/r", "/nowhere/python", [])).python is None
+
+
+def test_files_and_folders_are_told_apart_and_the_root_stands_for_itself(tmp_path):
+    (tmp_path / "a file").write_bytes(b"abc")
+    paths = ["@/a file", str(tmp_path), "@/none", str(tmp_path / "a file")]
+    there = parse_paths(ask(str(tmp_path), None, paths), paths)
+    assert there.keys() == {"@/a file", str(tmp_path), str(tmp_path / "a file")}
+    assert there["@/a file"].bytes == 3
+    assert there["@/a file"].sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert there[str(tmp_path)].sha256 is None
+
+
+def test_shell_words_in_paths_are_only_words(tmp_path):
+    hostile = ["$(touch pwned)", "`touch pwned`", "'; touch pwned; '", "-n", "@/$(touch pwned)"]
+    subprocess.run(probe(str(tmp_path / "$(touch pwned)"), "$(touch pwned)", hostile), cwd=tmp_path, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shell_that_is_none_is_told_from_a_host():
+    with pytest.raises(ValueError, match="root"):
+        parse("This account is currently not available.\n")
+
+
+def test_a_banner_before_the_answer_does_no_harm():
+    assert parse("Welcome = to the machine\n\n" + MINIMAL).root == "/r"
+
+
+@pytest.mark.parametrize(
+    ("line", "usable", "nvidia"),
+    [
+        ("", False, False),
+        ("docker=", False, False),
+        ("docker= null", False, False),
+        ('docker=20.10.24+dfsg1 {"runc":{"path":"runc"}}', True, False),
+        ('docker=28.2.2 {"nvidia":{"path":"nvidia-container-runtime"},"runc":{"path":"runc"}}', True, True),
+    ],
+)
+def test_an_engine_is_usable_when_it_answers(line, usable, nvidia):
+    found = parse(MINIMAL + line + "\n")
+    assert (found.docker_usable, found.docker_has_nvidia) == (usable, nvidia)
+
+
+@pytest.mark.parametrize(
+    ("line", "free_bytes"),
+    [
+        ("/dev/vda 264212084 24350928 82039984 23% /", 82039984 * 1024),
+        ("map auto_home 0 0 0 100% /System/Volumes/Data/home", 0),
+        ("//nas/my share 100 10 90 10% /mnt/my disk", 90 * 1024),
+        ("overlay 100 150 -50 150% /", 0),
+        ("", None),
+    ],
+)
+def test_free_space_is_read_whatever_the_disk_is_called(line, free_bytes):
+    assert parse(f"{MINIMAL}df={line}\n").free_bytes == free_bytes
+
+
+def test_the_newest_python_counts_and_an_old_one_is_told():
+    assert parse(MINIMAL + "python=3.9.2 /usr/bin/python3\npython=3.12.1 /opt/p y\n").python == "/opt/p y"
+    old = parse(MINIMAL + "python=3.9.2 /usr/bin/python3\npython=\n")
+    assert (old.python_version, old.python_ready) == ((3, 9, 2), False)
+
+
+def test_each_gpu_is_a_line():
+    gpus = "gpu=NVIDIA H100 80GB HBM3, 81559 MiB\n" * 2
+    assert parse(MINIMAL + gpus).gpus == ("NVIDIA H100 80GB HBM3, 81559 MiB",) * 2
