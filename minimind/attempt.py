@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import sys
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from minimind.config import UsageError
-from minimind.durable import AlreadyHeld, hold, publish, to_json, verified_weights
+from minimind.durable import AlreadyHeld, hold, is_disk_full, publish, to_json, verified_weights
 from minimind.process import boot_id, start_time
 from minimind.rundir import Reason, RunDir, RunError, RunSpec, new_run_id
 
@@ -137,7 +136,7 @@ def explain(error: Exception) -> RunError:
     """The paragraph for any exception: a RunError as it is, known conditions by name, the rest as our own fault."""
     if isinstance(error, RunError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return RunError(
             "the disk is full",
             why=str(error),

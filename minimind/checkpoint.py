@@ -19,9 +19,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from minimind.config import ModelConfig
-from minimind.durable import fsync_dir, link_over, publish, publishing, to_json, verified_files, write_sums
+from minimind.durable import (
+    fsync_dir,
+    is_disk_full,
+    link_over,
+    publish,
+    publishing,
+    to_json,
+    verified_files,
+    write_sums,
+)
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunDir, RunError
 
@@ -57,13 +67,25 @@ def save(
             write_sums(aside)
             aside.rename(final)
             fsync_dir(run.checkpoints)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(aside, ignore_errors=True)
+            if is_disk_full(error):
+                raise _no_room(run, parameters, optimizer) from error
             raise
     for leftover in run.checkpoints.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     for old in run.checkpoint_steps()[:-keep]:
         shutil.rmtree(run.checkpoints / f"step-{old:08d}")
+
+
+def _no_room(run: RunDir, *parts: Any) -> RunError:
+    needed_bytes = sum(tensor.nbytes for part in parts for tensor in tree_leaves(part) if isinstance(tensor, Tensor))
+    return RunError(
+        f"the disk is full: a checkpoint needs {needed_bytes:,} bytes, {shutil.disk_usage(run.root).free:,} are free",
+        why=f"it goes to {run.checkpoints}; the checkpoints before it are whole",
+        remedy="free space or lower --keep_checkpoints, then resume",
+        reason=Reason.DISK_FULL,
+    )
 
 
 def latest(run: RunDir, *, say: Callable[[str], None]) -> Saved | None:
