@@ -15,6 +15,7 @@ from launch.cli import cli
 from launch.errors import Exit
 from minimind.catalog import CATALOG, weights_file
 from minimind.config import CONFIGS, defaults
+from minimind.evaluate import EvalConfig
 from minimind.generate import ChatConfig
 from minimind.rundir import Reason, State
 
@@ -73,7 +74,8 @@ def trainer() -> str:
     for stage, config in CONFIGS.items():
         parts.append(f"\n## `{stage}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n")
         parts.append(flags(config, defaults("minimind2", stage)))
-    parts.append(f"\n## `chat`\n\n{inspect.cleandoc(ChatConfig.__doc__ or '')}\n{flags(ChatConfig, {})}")
+    for use, config in (("chat", ChatConfig), ("eval", EvalConfig)):
+        parts.append(f"\n## `{use}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n{flags(config, {})}")
     return "".join(parts)
 
 

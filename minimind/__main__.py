@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from minimind.process import PR_SET_PDEATHSIG, prctl
 
-USES = {"chat": "talk to trained weights"}
+USES = ("chat", "eval")
 HELP = """usage: python -m minimind <stage> [flags]      train (also under torchrun -m minimind …)
        python -m minimind <use> [flags]        use what was trained
 
@@ -66,6 +66,10 @@ def _dispatch(name: str, argv: list[str]) -> int:
         from minimind.generate import chat
 
         return chat(argv)
+    if name == "eval":
+        from minimind.evaluate import evaluate
+
+        return evaluate(argv)
     from minimind.attempt import record_early
     from minimind.config import UsageError
     from minimind.flags import parse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -87,6 +87,46 @@ def stream_text(words: tokenizer.Tokenizer, tokens: Iterator[int]) -> Iterator[s
         yield rest
 
 
+def answer_once(
+    model: MiniMind,
+    words: tokenizer.Tokenizer,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> str:
+    """The assistant's whole answer to a conversation."""
+    prompt = words.encode(words.prompt(messages))
+    tokens = generate(
+        model,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        eos_id=words.eos_id,
+        temperature=temperature,
+        top_p=0.85,
+        seed=seed,
+    )
+    return words.decode(list(tokens))
+
+
+def fitting_tokenizer(folder: Path | None, weights: Path, model: MiniMind) -> tokenizer.Tokenizer:
+    """The tokenizer given, else the one beside the weights.
+
+    Raises:
+        RunError: when there is none, or its vocabulary is larger than the model's.
+    """
+    words = tokenizer.load(folder or weights.parent / "tokenizer")
+    if words.vocab_size > model.config.vocab_size:
+        raise RunError(
+            f"the tokenizer in {words.folder} is not the model's",
+            why=f"it has {words.vocab_size} entries, the model's embedding {model.config.vocab_size}",
+            remedy="give the tokenizer that the weights were trained with: --tokenizer PATH",
+            reason=Reason.DATA_INVALID,
+        )
+    return words
+
+
 def chat(argv: Sequence[str]) -> int:
     """``python -m minimind chat``; returns the exit code."""
     parser = Parser(prog="python -m minimind chat", description=ChatConfig.__doc__, allow_abbrev=False)
@@ -100,14 +140,7 @@ def chat(argv: Sequence[str]) -> int:
             reason=Reason.DATA_MISSING,
         )
     model = checkpoint.load_model(config.from_weight, config.device)
-    words = tokenizer.load(config.tokenizer or config.from_weight.parent / "tokenizer")
-    if words.vocab_size > model.config.vocab_size:
-        raise RunError(
-            f"the tokenizer in {words.folder} is not the model's",
-            why=f"it has {words.vocab_size} entries, the model's embedding {model.config.vocab_size}",
-            remedy="give the tokenizer that the weights were trained with: --tokenizer PATH",
-            reason=Reason.DATA_INVALID,
-        )
+    words = fitting_tokenizer(config.tokenizer, config.from_weight, model)
     if config.from_lora:
         lora.apply(model, config.from_lora)
     messages: list[dict[str, str]] = []
