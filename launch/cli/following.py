@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from launch.cli import session
 from launch.errors import Exit, LaunchError
 from launch.inventory import Inventory
-from launch.runs import follow
+from launch.runs import control, follow
 from launch.runs.observe import Run
 from launch.transport import Transport, connect
 from launch.ui import LogWriter, paragraph
@@ -49,6 +49,9 @@ def follow_from(
         session.terminal.say(f"detached; {run.run_id} goes on")
         session.terminal.say(f"return: launch logs -f {run.run_id}\nend it: launch stop {run.run_id}")
         return int(Exit.INTERRUPTED)
+    if ended.state.state is State.LOST and position.offset == 0:
+        with suppress(LaunchError):
+            session.terminal.say(control.last_words(again(), ended) or "it left no log")
     if as_json:
         session.print_json(ended.row())
     return verdict(ended)
