@@ -1,0 +1,59 @@
+"""What only a GPU can show. Skipped where there is none."""
+
+import pytest
+import torch
+
+from minimind.config import ModelConfig
+from minimind.model import MiniMind, attend, attend_padded
+from tests.support import corpus
+from tests.support.corpus import TINY
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return corpus.make(tmp_path_factory.mktemp("cuda"))
+
+
+def test_packed_logits_and_gradients_equal_those_of_the_cpu_in_fp32():
+    torch.manual_seed(0)
+    config = ModelConfig.for_arch("minimind2", hidden_size=64, num_hidden_layers=2, vocab_size=300)
+    model, lengths = MiniMind(config), [5, 40, 1, 17]
+    ids = torch.randint(0, 300, (1, sum(lengths)))
+    found = []
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad(set_to_none=True)
+        logits = model(ids.to(device), lengths=lengths)
+        logits.square().mean().backward()
+        found.append((logits.detach().cpu(), *(p.grad.cpu() for p in model.parameters())))
+    for cpu, cuda in zip(*found, strict=True):
+        assert (cpu - cuda).abs().max() < 1e-4
+
+
+def test_the_path_taken_on_a_gpu_is_the_padded_one_and_equals_document_by_document():
+    q, k, v = (torch.randn(1, 4, 30, 16, device="cuda") for _ in range(3))
+    assert torch.equal(attend(q, k, v, [10, 20]), attend_padded(q, k, v, [10, 20]))
+    alone = torch.cat([attend(*(x[:, :, s] for x in (q, k, v)), None) for s in (slice(0, 10), slice(10, 30))], dim=2)
+    assert (attend(q, k, v, [10, 20]) - alone).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 5e-2)])
+def test_training_follows_the_cpu_within_the_types_precision_and_tells_its_mfu(folder, dtype, tolerance):
+    flags = (*TINY, "--accumulation_steps", "1", "--batch_size", "8", "--epochs", "2", "--from_weight", "none")
+    cpu = corpus.train_here(folder, "pretrain", *flags, "--device", "cpu", run=f"cpu-{dtype}")
+    gpu = corpus.train_here(folder, "pretrain", *flags, "--device", "cuda", "--dtype", dtype, run=f"cuda-{dtype}")
+    for one, other in zip(cpu, gpu, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_two_gpus_equal_one_with_twice_the_accumulation(folder):
+    flags = (*TINY, "--batch_size", "3", "--epochs", "2", "--dtype", "float32")
+    one = corpus.train_here(folder, "pretrain", *flags, "--accumulation_steps", "4", run="one-gpu")
+    corpus.train_apart(folder, "pretrain", *flags, "--accumulation_steps", "2", run="two-gpus", nproc=2)
+    for a, b in zip(one, corpus.metrics(folder / "runs" / "two-gpus"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
