@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support import launching
+from tests.support import sshd as sshd_parts
 from tests.support.launching import rows
 
 pytestmark = [pytest.mark.sshd, pytest.mark.timeout(900)]
@@ -21,3 +22,18 @@ def test_a_bare_host_gets_its_environment_from_the_lock_and_keeps_it(tmp_path, s
     assert (environment / ".complete").stat().st_mtime_ns == made_at
     assert [row["state"] for row in rows(home)] == ["SUCCEEDED", "SUCCEEDED"]
     assert not list((home.root / "code").glob(".tmp-*"))
+
+
+@pytest.mark.soak
+def test_a_host_that_can_ask_no_index_gets_the_wheels_of_the_laptop(tmp_path):
+    offline = "SetEnv PIP_NO_INDEX=1 PIP_CONFIG_FILE=/dev/null"
+    server = sshd_parts.start(tmp_path / "server", options=offline)
+    try:
+        home = launching.make_home(tmp_path, server, extra='executor = "venv"\n')
+        home.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+        made = home.launch("run", "tokenizer", "--host", "gpu8", "--", "--vocab_size", "300", timeout=800)
+        assert made.returncode == 0, made.stderr
+        assert "sending wheels from here" in made.stderr
+        assert [row["state"] for row in rows(home)] == ["SUCCEEDED"]
+    finally:
+        server.stop()
