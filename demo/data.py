@@ -82,7 +82,7 @@ def _items(topic: str, number: int, pairs: list[tuple[str, str]]) -> Iterator[It
     if any(key == "row" for key, _ in pairs):
         raise ValueError("a line without a key")
     says, worse = _values(pairs, "say"), _values(pairs, "worse")
-    answers = _values(pairs, "answer") or says  # a story answers the question for it
+    answers = _values(pairs, "answer")
     asks = [tuple(text.split(" / ")) for text in _values(pairs, "ask")]
     turns = tuple(Turn(asks=a, answer=b) for a, b in zip(asks, answers, strict=True)) if asks else ()
     yield Item(topic=topic, says=tuple(says), turns=turns, worse=worse[0] if worse else None)
