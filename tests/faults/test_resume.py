@@ -121,8 +121,9 @@ def test_another_world_size_goes_on_with_the_same_samples_per_step(folder):
 
 def test_a_stop_file_ends_the_run_at_an_agreed_step_and_it_goes_on_exactly(folder):
     flags = (*TINY, *STAGES["pretrain"], "--batch_size", "2")
-    whole = corpus.train_here(folder, "pretrain", *flags, run="unstopped")
-    corpus.train_here(folder, "pretrain", *flags, "--max_steps", "2", run="stopped")
+    corpus.train_apart(folder, "pretrain", *flags, run="unstopped")
+    whole = corpus.metrics(folder / "runs" / "unstopped")
+    corpus.train_apart(folder, "pretrain", *flags, "--max_steps", "2", run="stopped")
     run = RunDir(folder / "runs" / "stopped")
     child = subprocess.Popen(
         corpus.command("pretrain", *flags, "--run_dir", "runs/stopped"), cwd=folder, env=corpus.environ()
@@ -134,7 +135,8 @@ def test_a_stop_file_ends_the_run_at_an_agreed_step_and_it_goes_on_exactly(folde
     assert child.wait(60) == 0
     outcome = json.loads((run.attempt(2) / "outcome.json").read_text())
     assert outcome["status"] == "stopped" and outcome["last_step"] == run.checkpoint_steps()[-1] < len(whole)
-    assert numbers(corpus.train_here(folder, "pretrain", *flags, run="stopped")) == numbers(whole)
+    corpus.train_apart(folder, "pretrain", *flags, run="stopped")
+    assert numbers(corpus.metrics(run.root)) == numbers(whole)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(folder, capsys):
