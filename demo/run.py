@@ -149,7 +149,8 @@ class Demo:
         except KeyboardInterrupt:  # it got the signal too: let it say how to return to a run that goes on
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
-            raise Failed(f"interrupted\n{self.words(name, 'err')}", INTERRUPTED) from None
+            said = self.words(name, "err")
+            raise Failed(f"interrupted\n{said}\n(there: cd {self.shown(self.folder)})", INTERRUPTED) from None
         if code:
             said = self.words(name, "err") or self.words(name, "out")
             raise Failed(f"{said}\n(all of it: {self.shown(logs)}/{name}.*)", code)
