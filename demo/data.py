@@ -180,7 +180,10 @@ def _texts(items: Iterable[Item], rng: random.Random) -> tuple[list[Line], list[
 
     The latter look almost like a rendered conversation, so that its words become whole tokens and its form is no news.
     """
-    alone, out, asked, rows = [], [], [], 0
+    alone: list[str] = []
+    out: list[str] = []
+    asked: list[str] = []
+    rows = 0
     tables: dict[str, list[str]] = {}
     for item in items:
         says = list(item.says)
