@@ -57,8 +57,8 @@ class Job:
 
 
 JOBS = (
-    Job(stage="pretrain", data="pretrain_hq.jsonl", epochs=4, batch_size=8, learning_rate=3e-3),
-    Job(stage="full_sft", data="sft_mini_512.jsonl", epochs=6, batch_size=8, learning_rate=2e-3),
+    Job(stage="pretrain", data="pretrain_hq.jsonl", epochs=3, batch_size=8, learning_rate=3e-3),
+    Job(stage="full_sft", data="sft_mini_512.jsonl", epochs=5, batch_size=8, learning_rate=2e-3),
     Job(stage="dpo", data="dpo.jsonl", epochs=1, batch_size=8, learning_rate=2e-4),
     Job(stage="lora", data="lora_identity.jsonl", epochs=12, batch_size=4, learning_rate=5e-3),
 )

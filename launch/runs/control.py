@@ -59,7 +59,7 @@ def resume(ends: Ends, run: Run, laptop: Laptop, *, nproc: int | None) -> Run | 
         raise LaunchError(
             f"whether {run.run_id} is alive cannot be told",
             why=f"its {run.spec.get('executor')} executor does not answer on {run.host}",
-            remedy=f"launch doctor {run.host}",
+            remedy=f"start the engine on {run.host} again, then repeat this; `launch hosts` shows whether it answers",
             code=Exit.HOST_NOT_READY,
         )
     if not (state.ended or state is State.PREPARED):

@@ -142,7 +142,7 @@ def _look(transport: Transport, root: str | None, run_id: str) -> _Look:
         raise LaunchError(
             f"the runs of {transport.host.name} cannot be read",
             why=result.stderr.decode(errors="replace").strip() or f"its shell ended with code {result.code}",
-            remedy=f"launch doctor {transport.host.name}",
+            remedy="log in by hand and see whether `sh` works there; `launch hosts` shows what answers",
             code=Exit.HOST_NOT_READY,
         )
     sizes, folders = _listing(listing.decode(errors="replace"))
