@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import warnings
 import zipfile
@@ -223,6 +224,26 @@ def infer_config(state: Mapping[str, Tensor], sidecar: Mapping[str, Any], *, sou
             remedy="give a weights file such as full_sft_512.pth; an adapter goes to --from_lora",
             reason=Reason.DATA_INVALID,
         ) from error
+
+
+def find_weights(name: str, save_dir: Path) -> Path:
+    """The file that a path, or a name such as ``full_sft`` in ``save_dir``, means.
+
+    Raises:
+        RunError: DATA_MISSING when there is none of that name, or more than one size of it.
+    """
+    if "/" in name or name.endswith(".pth"):
+        return Path(name)
+    found = sorted(path for path in save_dir.glob("*.pth") if re.fullmatch(rf"{re.escape(name)}_\d+(_moe)?", path.stem))
+    if len(found) != 1:
+        raise RunError(
+            f"{save_dir} holds {'no weights' if not found else f'{len(found)} sizes of weights'} by the name {name!r}",
+            why=", ".join(path.name for path in found or sorted(save_dir.glob("*.pth")))
+            or "there is no .pth file at all",
+            remedy="give the file itself (--from_weight PATH), or another folder (--save_dir)",
+            reason=Reason.DATA_MISSING,
+        )
+    return found[0]
 
 
 def sidecar_of(path: Path) -> dict[str, Any]:

@@ -31,7 +31,10 @@ KINDS: dict[str, shards.Kind] = {"text": "text", "conversations": "chat", "chose
 class EvalConfig:
     """Measure weights on held-out data, or let them answer a sheet of prompts."""
 
-    from_weight: Annotated[Path | None, "weights file; its shape is found from the file itself"] = None
+    from_weight: Annotated[str | None, "weights: a file, or a name in save_dir; their shape is found from the file"] = (
+        None
+    )
+    save_dir: Annotated[Path, "where names of weights are looked for"] = Path("out")
     from_lora: Annotated[Path | None, "adapter on top of them"] = None
     tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ beside the weights"] = None
     data_path: Annotated[Path | None, "JSONL of texts, conversations or pairs; which, its first line says"] = None
@@ -119,8 +122,9 @@ def evaluate(argv: Sequence[str]) -> int:
             why="--from_weight and one of --data_path and --prompts must be given",
             remedy="python -m minimind eval --from_weight out/full_sft_512.pth --data_path held_out.jsonl",
         )
-    model = checkpoint.load_model(config.from_weight, config.device)
-    words = fitting_tokenizer(config.tokenizer, config.from_weight, model)
+    weights = checkpoint.find_weights(config.from_weight, config.save_dir)
+    model = checkpoint.load_model(weights, config.device)
+    words = fitting_tokenizer(config.tokenizer, weights, model)
     if config.from_lora:
         lora.apply(model, config.from_lora)
     if config.data_path:

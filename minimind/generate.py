@@ -22,7 +22,10 @@ from minimind.rundir import Reason, RunError
 class ChatConfig:
     """Talk to trained weights. Without --prompt it reads questions from the terminal, one a line."""
 
-    from_weight: Annotated[Path | None, "weights file; its shape is found from the file itself"] = None
+    from_weight: Annotated[str | None, "weights: a file, or a name in save_dir; their shape is found from the file"] = (
+        None
+    )
+    save_dir: Annotated[Path, "where names of weights are looked for"] = Path("out")
     from_lora: Annotated[Path | None, "adapter on top of them"] = None
     tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ beside the weights"] = None
     prompt: Annotated[str | None, "ask this once and leave"] = None
@@ -139,8 +142,9 @@ def chat(argv: Sequence[str]) -> int:
             remedy="give a file, e.g. --from_weight out/full_sft_512.pth",
             reason=Reason.DATA_MISSING,
         )
-    model = checkpoint.load_model(config.from_weight, config.device)
-    words = fitting_tokenizer(config.tokenizer, config.from_weight, model)
+    weights = checkpoint.find_weights(config.from_weight, config.save_dir)
+    model = checkpoint.load_model(weights, config.device)
+    words = fitting_tokenizer(config.tokenizer, weights, model)
     if config.from_lora:
         lora.apply(model, config.from_lora)
     messages: list[dict[str, str]] = []

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,3 +214,14 @@ def test_a_full_disk_during_a_save_is_disk_full_and_the_last_checkpoint_is_whole
         assert steps and checkpoint.latest(run, say=print).step == steps[-1]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_name_means_its_only_size_and_otherwise_says_what_there_is(tmp_path):
+    for name in ("full_sft_64.pth", "full_sft_512.pth", "rlhf_64_moe.pth", "rlhf_more_64.pth"):
+        (tmp_path / name).touch()
+    assert checkpoint.find_weights("rlhf", tmp_path) == tmp_path / "rlhf_64_moe.pth"
+    assert checkpoint.find_weights("x/y.pth", tmp_path) == Path("x/y.pth")
+    with pytest.raises(RunError, match="2 sizes of weights"):
+        checkpoint.find_weights("full_sft", tmp_path)
+    with pytest.raises(RunError, match="no weights by the name 'pretrain'"):
+        checkpoint.find_weights("pretrain", tmp_path)
