@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -76,6 +77,11 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     for name in ("epochs", "batch_size", "accumulation_steps", "save_interval", "log_interval", "keep_checkpoints"):
         _at_least(parsed, name, 1)
     _at_least(parsed, "max_seq_len", 2)
+    _at_least(parsed, "hidden_size", 16)
+    _at_least(parsed, "vocab_size", 259)  # every byte and the three special tokens
+    for name in ("seed", "skip_bad_lines", "learning_rate", "grad_clip", "beta", "alpha"):
+        _at_least(parsed, name, 0)
+    _at_least(parsed, "temperature", 0.01)
     for name in ("max_steps", "max_tokens_per_batch", "lora_rank", "num_hidden_layers", "max_bad_steps"):
         _at_least(parsed, name, 1)
     if isinstance(parsed, TrainConfig):  # whether the sizes fit one another, before anything is read
@@ -93,9 +99,9 @@ def _asked_arch(argv: Sequence[str]) -> str:
     return asked if asked in GENERATIONS else "minimind2"
 
 
-def _at_least(config: object, name: str, least: int) -> None:
+def _at_least(config: object, name: str, least: float) -> None:
     value = getattr(config, name, None)
-    if value is not None and value < least:
+    if value is not None and not least <= value < math.inf:  # a NaN is not at least anything
         raise UsageError(
             f"--{name} {value} is not possible",
             why=f"it must be at least {least}",

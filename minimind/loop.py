@@ -99,7 +99,7 @@ def _run(
             attempt.last_step = state.step
             if metrics:
                 metrics.log(line)
-            if state.bad_steps >= config.max_bad_steps:
+            if state.bad_steps >= config.max_bad_steps or (state.bad_steps and state.step == last):
                 attempt.agreed = True
                 raise RunError(
                     f"the gradient was not finite in {state.bad_steps} steps in a row, the last is {state.step}",

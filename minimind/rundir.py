@@ -243,10 +243,10 @@ def derive(files: RunFiles, alive: bool | None, host_now: float, *, boot_id: str
         boot_id: the host's boot id now, when known.
     """
     handle = files.handle or {}
-    attempt = max([int(handle.get("attempt") or 0), *files.attempts])
+    attempt = max([_int(handle.get("attempt")), *files.attempts])
     outcome, ended = files.outcomes.get(attempt, {}), files.exits.get(attempt)
     beat = files.beat if files.beat and files.beat.get("attempt") == attempt else None
-    last_step = int(outcome.get("last_step") or (beat or {}).get("last_step") or 0)
+    last_step = _int(outcome.get("last_step") or (beat or {}).get("last_step"))
 
     def verdict(state: State, reason: Reason | None = None, said: Mapping[str, Any] | None = None) -> RunState:
         return RunState(state=state, reason=reason, attempt=attempt, last_step=last_step, said=said or outcome)
@@ -258,7 +258,7 @@ def derive(files: RunFiles, alive: bool | None, host_now: float, *, boot_id: str
     if alive:
         if beat is None:
             return verdict(State.STARTING)
-        stale = host_now - float(beat.get("time") or 0) > BEAT_STALE_S
+        stale = host_now - _int(beat.get("time")) > BEAT_STALE_S
         return verdict(State.STALLED if stale else State.RUNNING if beat.get("training") else State.STARTING)
     if attempt == 0 and not handle:
         return verdict(State.PREPARED)
@@ -274,12 +274,21 @@ def _ending(
         return State.FAILED, _reason(ended["reason"])
     status, clean = outcome.get("status"), ended.get("code") == 0
     if status == "done" and clean:
-        weights = ended.get("weights") or []
-        intact = all(export_bytes.get(item.get("path")) == item.get("bytes") for item in weights)
+        told = ended.get("weights")
+        weights = [item for item in told if isinstance(item, dict)] if isinstance(told, list) else []
+        intact = all(
+            str(item.get("path")) in export_bytes and export_bytes[str(item["path"])] == item.get("bytes")
+            for item in weights
+        )
         return (State.SUCCEEDED, None) if weights and intact else (State.FAILED, Reason.NO_WEIGHTS)
     if status == "stopped" and clean:
         return State.STOPPED, None
     return State.FAILED, _reason(outcome.get("reason")) if status == "error" else Reason.TRAINER_ERROR
+
+
+def _int(value: object) -> int:
+    """A number from a file that anybody may have written; 0 for anything else."""
+    return int(value) if isinstance(value, int | float) and abs(value) < 1e15 else 0
 
 
 def _reason(text: object) -> Reason:

@@ -76,6 +76,8 @@ def run(hosts: tuple[str, ...], data: str | None, trainer_flags: tuple[str, ...]
         raise click.UsageError("--run_dir is decided by launch; to go on with a run use `launch resume`")
     if data is not None and flags.value_of(trainer_flags, "data_path") is not None:
         raise click.UsageError("--data and --data_path say the same: give one")
+    if data is not None and not data.strip():
+        raise click.UsageError("--data is empty: give a file, or leave it away for the stage's default")
     words = (*(("--data_path", data) if data is not None else ()), *trainer_flags)
     known = session.load()
     with ExitStack() as stack:

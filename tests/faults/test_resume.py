@@ -28,6 +28,9 @@ def folder(tmp_path_factory):
     made = corpus.make(tmp_path_factory.mktemp("resume"))
     corpus.train_here(made, "pretrain", *TINY, "--epochs", "1", run="base")
     (made / "out" / "pretrain_64.pth").rename(made / "out" / "base_64.pth")
+    state = torch.load(made / "out" / "base_64.pth", weights_only=True)
+    state["model.norm.weight"][0] = torch.nan
+    torch.save(state, made / "out" / "broken_64.pth")
     return made
 
 
@@ -206,3 +209,11 @@ def test_a_second_trainer_on_the_same_run_is_refused_and_the_holder_named(folder
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_a_run_whose_last_step_was_not_finite_is_nan_loss_and_writes_no_weights(folder):
+    with pytest.raises(RunError) as failed:
+        corpus.train_here(
+            folder, "pretrain", *TINY, "--from_weight", "broken", "--max_steps", "2", "--max_bad_steps", "9", run="nan"
+        )
+    assert failed.value.reason == "nan_loss" and not (folder / "runs" / "nan" / "export").exists()

@@ -27,6 +27,11 @@ def test_every_flag_of_the_original_is_accepted_with_underscores_and_dashes():
         (["--batch_size", "0"], "--batch_size 1"),
         (["--max_seq_len", "1"], "--max_seq_len 2"),
         (["--hidden_size", "60"], "multiple of 16"),
+        (["--hidden_size", "0"], "--hidden_size 16"),
+        (["--learning_rate", "nan"], "--learning_rate 0"),
+        (["--learning_rate", "-1"], "--learning_rate 0"),
+        (["--seed", "-1"], "--seed 0"),
+        (["--skip_bad_lines", "-1"], "--skip_bad_lines 0"),
         (["--use_moe", "perhaps"], "--help"),
     ],
 )

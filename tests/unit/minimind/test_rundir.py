@@ -163,3 +163,16 @@ def test_checkpoints_still_being_built_are_not_listed(tmp_path):
 def test_every_order_of_two_writes_reads_without_error():
     for pair in itertools.permutations(STORY, 2):
         derive(read(pair), False, time.time())
+
+
+@pytest.mark.parametrize("odd", ["abc", [1], {"a": 1}, None, 1e300, True])
+def test_odd_values_in_one_runs_files_are_no_fault_of_ours(odd):
+    story = [
+        ("handle.json", {"attempt": odd}),
+        ("beat.json", {"time": odd, "attempt": 1, "last_step": odd}),
+        ("attempts/1/outcome.json", {"status": "done", "last_step": odd}),
+        ("attempts/1/exit.json", {"code": 0, "weights": [odd], "reason": None}),
+    ]
+    for cut in range(len(story) + 1):
+        for alive in (True, False, None):
+            assert derive(read(story[:cut]), alive, NOW).state is not State.SUCCEEDED
