@@ -56,7 +56,8 @@ def main() -> int:
         constraint.write_text("".join(f"{requirement}\n" for requirement in cpu))
         cuda = compiled([*uv, *RUNTIME, "envs/cuda.in", "--constraint", str(constraint)])
         cuda[torch] = torch_entry(torch, {name: digest for name, digest in pypi.items() if "manylinux" in name})
-        dev = compiled([*uv, "pyproject.toml", "--extra", "dev", "envs/dev.in", "--constraint", str(constraint)])
+        without = ("--constraint", str(constraint), "--excludes", str(excludes))  # peft asks for torch, which is there
+        dev = compiled([*uv, "pyproject.toml", "--extra", "dev", "envs/dev.in", *without])
         build = compiled([*uv, "envs/build.in"])
     write("cpu.lock", "The runtime with the CPU build of torch: Linux and macOS, Python 3.11 to 3.13.", cpu)
     write("cuda.lock", "The runtime of cpu.lock with the CUDA build of torch: Linux, Python 3.11 to 3.13.", cuda)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -10,7 +11,11 @@ from typing import NoReturn
 
 from minimind.process import PR_SET_PDEATHSIG, prctl
 
-USES = ("chat", "eval")
+USES = {
+    "chat": ("minimind.generate", "chat"),
+    "eval": ("minimind.evaluate", "evaluate"),
+}
+"""Use -> module and function, imported when it is asked for."""
 HELP = """usage: python -m minimind <stage> [flags]      train (also under torchrun -m minimind …)
        python -m minimind <use> [flags]        use what was trained
 
@@ -62,14 +67,9 @@ def main(argv: list[str]) -> int:
 
 
 def _dispatch(name: str, argv: list[str]) -> int:
-    if name == "chat":
-        from minimind.generate import chat
-
-        return chat(argv)
-    if name == "eval":
-        from minimind.evaluate import evaluate
-
-        return evaluate(argv)
+    if name in USES:
+        module, function = USES[name]
+        return int(getattr(importlib.import_module(module), function)(argv))
     from minimind.attempt import record_early
     from minimind.config import UsageError
     from minimind.flags import parse
