@@ -49,6 +49,7 @@ class Item:
     says: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
     worse: str | None = None
+    recalls: str | None = None  # the statement that the first answer follows from
 
 
 def read_texts(folder: Path = TEXTS) -> list[Item]:
@@ -103,7 +104,8 @@ def _table(topic: str, table: str, templates: list[tuple[str, str]], rows: list[
             right = _fill(answer, row)
             worse = next((text for wrong in lent if (text := _fill(answer, wrong)) != right), None)
             turn = Turn(asks=tuple(_fill(a, row) for a in ask.split(" / ")), answer=right)
-            yield Item(topic=topic, table=table, turns=(turn,), worse=worse)
+            known = [text for text in (_fill(t, row) for t in says) if _is_chinese(text) == _is_chinese(right)]
+            yield Item(topic=topic, table=table, turns=(turn,), worse=worse, recalls=known[0] if known else None)
 
 
 def _fill(template: str, row: dict[str, str]) -> str:
@@ -143,7 +145,9 @@ def build(items: list[Item], *, seed: int = SEED) -> dict[str, list[Line]]:
     }
     for lines in sets.values():
         rng.shuffle(lines)
-    return sets
+    thought, thought_out = _thoughts(general)
+    rng.shuffle(thought)
+    return sets | {"r1_mix_1024.jsonl": thought, "held_out_reason.jsonl": thought_out}
 
 
 def _questions(items: Iterable[Item], *, every: int) -> tuple[list[Line], list[Line]]:
@@ -161,6 +165,19 @@ def _questions(items: Iterable[Item], *, every: int) -> tuple[list[Line], list[L
         rest = [(turn.asks[0], turn.answer) for turn in item.turns[1:]]
         train += [_conversation([(ask, item.turns[0].answer), *rest]) for ask in asks]
     return train, out
+
+
+def _thoughts(items: Iterable[Item]) -> tuple[list[Line], list[Line]]:
+    """Questions whose answers think first: what is asked and what is known, within tags; and some held out."""
+    lines = []
+    for item in items:
+        if not item.turns or item.recalls is None:
+            continue
+        ask, answer = item.turns[0].asks[0], item.turns[0].answer
+        asked, known = ("题目问的是：", "我知道：") if _is_chinese(answer) else ("The question is: ", "I know: ")
+        thought = f"{asked}{ask}\n{known}{item.recalls}"
+        lines.append(_conversation([(ask, f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>")]))
+    return [x for n, x in enumerate(lines) if n % HELD_OUT_EVERY], lines[::HELD_OUT_EVERY]
 
 
 def _conversation(turns: Iterable[tuple[str, str]]) -> Line:
