@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ def prepare(
     Raises:
         RunError: for data, weights or a checkpoint that cannot be used.
     """
+    _must_be_writable(config.save_dir, ranks)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
     lora_name = getattr(config, "lora_name", "")
@@ -154,6 +156,22 @@ def prepare(
             block.compile()
     _describe(say, state, config, ranks)
     return state
+
+
+def _must_be_writable(save_dir: Path, ranks: World) -> None:
+    """Say at the start, and not after the last step, that the weights cannot go where they are to go."""
+    try:
+        if ranks.leader:
+            save_dir.mkdir(parents=True, exist_ok=True)
+        writable, why = os.access(save_dir, os.W_OK) or not ranks.leader, "it cannot be written by this user"
+    except OSError as error:
+        writable, why = False, str(error)
+    if not writable:
+        raise RunError(
+            f"{save_dir} cannot take the weights",
+            why=why,
+            remedy="give another --save_dir, or make that one writable",
+        )
 
 
 def _starting_weights(stage: Stage, config: TrainConfig) -> Path | None:

@@ -67,7 +67,7 @@ def ranks_of(run) -> list[int]:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if str(run.root).encode() in words and b"minimind" in words and b"torch.distributed.run" not in words:
+            if str(run.root).encode() in words and b"minimind" in words and b"minimind.agent" not in words:
                 found.append(int(folder.name))
     return found
 
