@@ -18,7 +18,7 @@ from minimind.rundir import RunDir
 
 
 def words(run_dir: str, *, nproc: int) -> list[str]:
-    """torchrun's arguments: one host, loopback rendezvous on a free port, no restarts."""
+    """Arguments of torchrun: one host, loopback rendezvous on a free port, no restarts."""
     return [
         *("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(nproc)),
         *("-m", "minimind", "rank", run_dir),

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minimind import jsonl
+from minimind.catalog import StageInfo
 from minimind.durable import fsync_dir, sha256_file, to_json
 from minimind.rundir import Reason, RunError
 from minimind.tokenizer import Tokenizer
@@ -78,6 +79,13 @@ class Shards:
         lengths = np.diff(self.offsets)
         long = lengths > max_seq_len
         return {"documents": int(long.sum()), "tokens": int((lengths[long] - max_seq_len).sum())}
+
+
+def kind_for(info: StageInfo, arch: str) -> Kind:
+    """How a stage reads its lines: minimind3 puts a raw text between bos and eos."""
+    if info.line == "text":
+        return "wrapped" if arch == "minimind3" else "text"
+    return "pair" if info.line == "pair" else "chat"
 
 
 def _parser(kind: Kind, tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], list[Document]]:
@@ -190,7 +198,7 @@ def load(
             reason=Reason.DATA_MISSING,
         )
     content = sha256_file(path)
-    name = f"{content[:16]}-{tokenizer.sha256[:8]}-{kind}-skip{skip_bad_lines}-v{VERSION}"
+    name = _name(content, tokenizer, kind, skip_bad_lines)
     home = path.with_name(path.name + ".shards")
     try:
         home.mkdir(mode=0o700, exist_ok=True)
@@ -240,6 +248,19 @@ def load(
             reason=Reason.DATA_INVALID,
         )
     return shards
+
+
+def _name(content: str, tokenizer: Tokenizer, kind: Kind, skip_bad_lines: int) -> str:
+    return f"{content[:16]}-{tokenizer.sha256[:8]}-{kind}-skip{skip_bad_lines}-v{VERSION}"
+
+
+def find(path: Path, kind: Kind, tokenizer: Tokenizer, *, fallback: Path, skip_bad_lines: int = 0) -> Shards | None:
+    """The shards that :func:`load` would reuse, or None; writes nothing and waits for nobody."""
+    homes = [home for home in (path.with_name(path.name + ".shards"), fallback) if home.is_dir()]
+    if not homes or not path.is_file():
+        return None
+    name = _name(sha256_file(path), tokenizer, kind, skip_bad_lines)
+    return next((found for home in homes if (found := _open(home / name, kind))), None)
 
 
 def _open(folder: Path, kind: Kind) -> Shards | None:

@@ -26,7 +26,7 @@ def judge(folder: Path, export: Path, code: int, *, killed_for_memory: bool, gav
     failed = [one for one in _read(folder / "ranks.json", []) if isinstance(one, dict)]
     status = outcome.get("status")
     weights = verified_weights(export) if status == "done" and code == 0 else []
-    first = min(errors, key=lambda error: float(error.get("time", 0)), default={})
+    first: dict[str, Any] = min(errors, key=lambda error: float(error.get("time", 0)), default={})
     killed = next((one for one in failed if int(one.get("code", 0)) < 0), None)
     unforeseen = first.get("reason") in (None, Reason.TRAINER_ERROR)  # what a dead peer makes of the others
     if code == 0 and status == "done":
