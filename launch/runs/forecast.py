@@ -25,11 +25,15 @@ TIMEOUT_S = 300.0
 SHOWN = ("steps", "memory", "disk", "time")
 """The lines of a plan that a start shows, after its warnings and its first line."""
 
+OURS = ("--nproc", "--host", "--name", "--data", "--dry-run", "--detach", "--json")
+"""Options of `launch run` that are no trainer's, should they stand behind --."""
+
 
 class FlagCheck:
     """The trainer's own verdict on its flags, in a process on this machine that begins now. It looks at no file."""
 
     def __init__(self, stage: str, words: Sequence[str], *, package: Path, environ: Mapping[str, str]) -> None:
+        self._words = words
         where = os.pathsep.join(filter(None, (str(package.parent), environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "minimind", *argv.flags_only(stage, words)],
@@ -48,6 +52,8 @@ class FlagCheck:
         out = self._process.communicate()[0].decode("utf-8", "replace")
         if self._process.returncode == Exit.USAGE and (told := _error(_object(out.encode()))):
             what, why, remedy = told
+            if ours := [word for word in self._words if word.partition("=")[0] in OURS]:
+                remedy = f"{ours[0]} is an option of launch itself: put it before --"
             raise LaunchError(what, why=why, remedy=remedy, code=Exit.USAGE)
         return out if self._process.returncode == 0 and out.strip() else None
 
@@ -55,7 +61,9 @@ class FlagCheck:
 def ask(
     executor: Executor, transport: Transport, facts: HostFacts, attempt: Attempt, spec: RunSpec, voice: Voice
 ) -> None:
-    """Have the run planned on its host, in one command, and say what matters of it. What fails unforeseen stops nothing.
+    """Have the run planned on its host, in one command, and say what matters of it.
+
+    What fails in an unforeseen way, or would be the trainer's to say, stops nothing.
 
     Raises:
         LaunchError: HOST_NOT_READY with what is certain to fail.

@@ -169,7 +169,7 @@ def carry_out(plan: Plan, transport: Transport, laptop: Transport, voice: Voice)
     """Bring what is missing, have the run planned, claim the name, write the run directory, start.
 
     Raises:
-        LaunchError: what could not be done, or is certain to fail; a run directory that was made by then stays, PREPARED.
+        LaunchError: what could not be done or is certain to fail; a run directory made by then stays, PREPARED.
     """
     inputs.push(plan.inputs.files, transport, voice)
     for task in plan.provision.tasks:
