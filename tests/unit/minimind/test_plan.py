@@ -77,7 +77,7 @@ def compare(found, lines, run_dir):
 CASES = {
     "pretrain": ("--epochs", "2", "--batch_size", "8", "--accumulation_steps", "2", "--save_interval", "3"),
     "full_sft": ("--from_weight", "base", "--batch_size", "7", "--epochs", "2", "--max_seq_len", "60"),
-    "dpo": ("--from_weight", "base", "--max_seq_len", "64", "--epochs", "1"),
+    "dpo": ("--from_weight", "base", "--max_seq_len", "56", "--epochs", "1"),
     "lora": ("--from_weight", "base", "--epochs", "1", "--lora_rank", "32"),
 }
 THIRD = {
