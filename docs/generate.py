@@ -17,6 +17,7 @@ from minimind.catalog import CATALOG, weights_file
 from minimind.config import CONFIGS, defaults
 from minimind.evaluate import EvalConfig
 from minimind.generate import ChatConfig
+from minimind.plan import PlanConfig
 from minimind.rundir import Reason, State
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -74,7 +75,7 @@ def trainer() -> str:
     for stage, config in CONFIGS.items():
         parts.append(f"\n## `{stage}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n")
         parts.append(flags(config, defaults("minimind2", stage)))
-    for use, config in (("chat", ChatConfig), ("eval", EvalConfig)):
+    for use, config in (("chat", ChatConfig), ("eval", EvalConfig), ("plan", PlanConfig)):
         parts.append(f"\n## `{use}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n{flags(config, {})}")
     return "".join(parts)
 

@@ -20,15 +20,26 @@ class StageInfo:
     starts_from: str | None
     writes: str
     minimind3_writes: str | None = None
+    line: str = "chat"
+    """What a line of its data holds: text, chat (a conversation) or pair."""
 
 
 CATALOG: dict[str, StageInfo] = {
     info.name: info
     for info in (
-        StageInfo(name="tokenizer", default_data="pretrain_hq.jsonl", starts_from=None, writes="tokenizer"),
-        StageInfo(name="pretrain", default_data="pretrain_hq.jsonl", starts_from=None, writes="pretrain"),
+        StageInfo(
+            name="tokenizer", default_data="pretrain_hq.jsonl", starts_from=None, writes="tokenizer", line="text"
+        ),
+        StageInfo(name="pretrain", default_data="pretrain_hq.jsonl", starts_from=None, writes="pretrain", line="text"),
         StageInfo(name="full_sft", default_data="sft_mini_512.jsonl", starts_from="pretrain", writes="full_sft"),
-        StageInfo(name="dpo", default_data="dpo.jsonl", starts_from="full_sft", writes="rlhf", minimind3_writes="dpo"),
+        StageInfo(
+            name="dpo",
+            default_data="dpo.jsonl",
+            starts_from="full_sft",
+            writes="rlhf",
+            minimind3_writes="dpo",
+            line="pair",
+        ),
         StageInfo(name="lora", default_data="{lora_name}.jsonl", starts_from="full_sft", writes="lora/{lora_name}"),
         StageInfo(name="reason", default_data="r1_mix_1024.jsonl", starts_from="rlhf", writes="reason"),
         StageInfo(name="distillation", default_data="sft_xxx.jsonl", starts_from="full_sft", writes="full_dist"),

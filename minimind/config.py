@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from minimind.catalog import StageInfo, weights_file
 from minimind.rundir import RunError
 
 Schedule = Literal["minimind2", "minimind3", "cosine", "constant"]
@@ -17,6 +18,10 @@ Arch = Literal["minimind2", "minimind3"]
 
 class UsageError(RunError):
     """A command line that no run can have."""
+
+
+class CannotTrain(RunError):
+    """What is certain to fail, known before anything is started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,3 +266,24 @@ def defaults(arch: str, stage: str) -> dict[str, Any]:
 def to_plain(config: Any) -> dict[str, Any]:
     """The config as JSON-ready values."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def data_file(config: Any, info: StageInfo) -> Path:
+    """The JSONL file that a stage reads."""
+    default = info.default_data.format(lora_name=getattr(config, "lora_name", ""))
+    return Path(config.data_path or Path("dataset") / default)
+
+
+def tokenizer_folder(config: TrainConfig) -> Path:
+    """The folder of the tokenizer that a stage uses."""
+    return config.tokenizer or config.save_dir / "tokenizer"
+
+
+def starting_weights(config: TrainConfig, info: StageInfo) -> Path | None:
+    """The file that a stage starts from; None for random weights."""
+    name = config.from_weight or info.starts_from
+    if name is None or name == "none":
+        return None
+    if "/" in name or name.endswith(".pth"):
+        return Path(name)
+    return config.save_dir / weights_file(name, hidden_size=config.hidden_size, use_moe=config.use_moe)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from minimind.config import CONFIGS, GENERATIONS, ModelConfig, TrainConfig, UsageError, defaults
@@ -61,7 +63,15 @@ def add_fields(parser: argparse.ArgumentParser, config: type[Any], overrides: di
                 *negative, dest=field.name, action="store_false", default=default, help=argparse.SUPPRESS
             )
         else:
-            parser.add_argument(*flags, type=kind, metavar=kind.__name__.upper(), **options)
+            convert = functools.partial(_not_empty, kind) if kind in (str, Path) else kind
+            parser.add_argument(*flags, type=convert, metavar=kind.__name__.upper(), **options)
+
+
+def _not_empty(kind: type[Any], text: str) -> Any:
+    """A name or path; an empty one is a variable that was not set, and never means the default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a value, or leave the flag away for the default")
+    return kind(text)
 
 
 def parse(stage: str, argv: Sequence[str]) -> Any:
@@ -92,6 +102,13 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
             )
     for name in ("max_steps", "max_tokens_per_batch", "lora_rank", "num_hidden_layers", "max_bad_steps"):
         _at_least(parsed, name, 1)
+    rank = getattr(parsed, "lora_rank", None)
+    if rank is not None and rank > parsed.hidden_size:
+        raise UsageError(
+            f"--lora_rank {rank} is not possible",
+            why=f"an adapter is a narrow detour around a matrix of {parsed.hidden_size} x {parsed.hidden_size}",
+            remedy=f"give --lora_rank {parsed.hidden_size} or less; 8 or 16 are usual",
+        )
     if isinstance(parsed, TrainConfig):  # whether the sizes fit one another, before anything is read
         ModelConfig.for_arch(
             parsed.arch, hidden_size=parsed.hidden_size, num_hidden_layers=parsed.num_hidden_layers, vocab_size=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from minimind import checkpoint, optim, shards, tokenizer
+from minimind import checkpoint, forecast, optim, shards, tokenizer
 from minimind.attempt import Attempt
 from minimind.batches import Order, Reader
-from minimind.catalog import weights_file
-from minimind.config import ModelConfig, TrainConfig, to_plain
+from minimind.config import ModelConfig, TrainConfig, data_file, starting_weights, to_plain, tokenizer_folder
 from minimind.dist import World
 from minimind.durable import sha256_file
 from minimind.model import MiniMind
@@ -65,11 +65,11 @@ def prepare(
     Raises:
         RunError: for data, weights or a checkpoint that cannot be used.
     """
+    _must_be_writable(config.save_dir, ranks)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
-    lora_name = getattr(config, "lora_name", "")
-    data_path = config.data_path or Path("dataset") / stage.info.default_data.format(lora_name=lora_name)
-    words = tokenizer.load(config.tokenizer or config.save_dir / "tokenizer")
+    data_path = data_file(config, stage.info)
+    words = tokenizer.load(tokenizer_folder(config))
     data = shards.load(
         data_path,
         stage.kind,
@@ -94,7 +94,7 @@ def prepare(
             why="--from_resume 1 asks to go on from one",
             remedy="leave --from_resume away to start afresh, or give the --run_dir of the earlier run",
         )
-    start = _starting_weights(stage, config)
+    start = starting_weights(config, stage.info)
     model = _build(config, words.vocab_size, None if saved and not stage.needs_start_on_resume else start)
     stage.prepare(model)
     identity = {
@@ -117,20 +117,9 @@ def prepare(
         max_tokens_per_batch=config.max_tokens_per_batch,
         weigh=stage.weigh(words),
     )
-    if not len(reader.usable) or not reader.target_counts.any():
-        raise RunError(
-            f"nothing in {data_path} can be learned from",
-            why=f"no text has a target within {config.max_seq_len} tokens",
-            remedy="raise --max_seq_len, or check that the file is of the kind that this stage reads",
-            reason=Reason.DATA_INVALID,
-        )
-    order = Order(
-        samples=len(reader.usable),
-        batch_size=config.batch_size,
-        micro_batches_per_step=identity["micro_batches_per_step"],
-        epochs=config.epochs,
-        seed=config.seed,
-    )
+    reader.refuse_nothing(data_path)
+    micro_batches_per_step = identity["micro_batches_per_step"]
+    order = forecast.order_of(config, len(reader.usable), micro_batches_per_step=micro_batches_per_step)
     model.to(ranks.device).train()
     stage.to(ranks.device)
     optimizer = optim.adamw(trainable(model).values(), learning_rate=config.learning_rate)
@@ -159,13 +148,20 @@ def prepare(
     return state
 
 
-def _starting_weights(stage: Stage, config: TrainConfig) -> Path | None:
-    name = config.from_weight or stage.info.starts_from
-    if name is None or name == "none":
-        return None
-    if "/" in name or name.endswith(".pth"):
-        return Path(name)
-    return config.save_dir / weights_file(name, hidden_size=config.hidden_size, use_moe=config.use_moe)
+def _must_be_writable(save_dir: Path, ranks: World) -> None:
+    """Say at the start, and not after the last step, that the weights cannot go where they are to go."""
+    try:
+        if ranks.leader:
+            save_dir.mkdir(parents=True, exist_ok=True)
+        writable, why = os.access(save_dir, os.W_OK) or not ranks.leader, "it cannot be written by this user"
+    except OSError as error:
+        writable, why = False, str(error)
+    if not writable:
+        raise RunError(
+            f"{save_dir} cannot take the weights",
+            why=why,
+            remedy="give another --save_dir, or make that one writable",
+        )
 
 
 def _build(config: TrainConfig, vocab_size: int, start: Path | None) -> MiniMind:
@@ -228,15 +224,9 @@ def _restore(state: TrainState, saved: checkpoint.Saved) -> None:
 
 
 def _describe(say: Callable[[str], None], state: TrainState, config: TrainConfig, ranks: World, name: str) -> None:
-    order, reader = state.order, state.reader
-    parameters = sum(p.numel() for p in trainable(state.model).values())
-    say(
-        f"{order.samples:,} samples, {int(reader.lengths.sum()):,} tokens, {parameters:,} trainable parameters, "
-        f"{order.total_steps:,} steps ({order.steps_per_epoch:,} an epoch) on {ranks.size} x {ranks.device.type}"
-    )
-    if reader.dropped:
-        say(f"{reader.dropped:,} pairs are left out: the cut leaves one of their sides without an answer")
-    for text in reader.shards.remarks(name, config.max_seq_len):
-        say(text)
-    if config.save_interval > order.total_steps:
-        say(f"save_interval {config.save_interval} exceeds the {order.total_steps} steps: saved at the end only")
+    trained = sum(p.numel() for p in trainable(state.model).values())
+    where = f"{ranks.size} x {ranks.device.type}"
+    data = forecast.measure(state.reader, name=name)
+    summary, notes = forecast.describe(data, config, state.order, trained=trained, where=where)
+    for line in (summary, *notes):
+        say(line)

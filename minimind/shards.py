@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from minimind import jsonl, tokenise
+from minimind.catalog import StageInfo
 from minimind.documents import DOCS_PER_SAMPLE as DOCS_PER_SAMPLE
 from minimind.documents import IN_TAG as IN_TAG
 from minimind.documents import TAGS as TAGS
@@ -30,7 +31,7 @@ from minimind.documents import Kind as Kind
 from minimind.documents import Rendering as Rendering
 from minimind.durable import fsync_dir, publish, sha256_file, to_json
 from minimind.rundir import Reason, RunError
-from minimind.shard_folder import Unwritable, content_hash, identity_of, locked, prune
+from minimind.shard_folder import Unwritable, content_hash, identity_of, locked, noted_hash, prune
 from minimind.tokenizer import Tokenizer
 
 VERSION = 3
@@ -114,6 +115,13 @@ class Shards:
         return told
 
 
+def kind_for(info: StageInfo, arch: str) -> Kind:
+    """How a stage reads its lines: minimind3 puts a raw text between bos and eos."""
+    if info.line == "text":
+        return "wrapped" if arch == "minimind3" else "text"
+    return "pair" if info.line == "pair" else "chat"
+
+
 def load(
     path: Path,
     kind: Kind,
@@ -147,8 +155,7 @@ def load(
             reason=Reason.DATA_MISSING,
         )
     own = path.with_name(path.name + ".shards")
-    drawn = rendering.key if kind in ("chat", "pair") else ""
-    ending = f"{tokenizer.sha256[:8]}-{kind}{drawn}-skip{skip_bad_lines}-v{VERSION}"
+    ending = _ending(tokenizer, kind, rendering, skip_bad_lines)
     try:
         with locked(own, say):
             return _reuse_or_build(
@@ -236,6 +243,31 @@ def _reuse_or_build(
             reason=Reason.DATA_INVALID,
         )
     return shards
+
+
+def _ending(tokenizer: Tokenizer, kind: Kind, rendering: Rendering, skip_bad_lines: int) -> str:
+    """What a folder of shards is called behind the hash of the data."""
+    drawn = rendering.key if kind in ("chat", "pair") else ""
+    return f"{tokenizer.sha256[:8]}-{kind}{drawn}-skip{skip_bad_lines}-v{VERSION}"
+
+
+def find(
+    path: Path,
+    kind: Kind,
+    tokenizer: Tokenizer,
+    *,
+    fallback: Path,
+    skip_bad_lines: int = 0,
+    rendering: Rendering | None = None,
+) -> Shards | None:
+    """The shards that :func:`load` would reuse, or None; writes nothing and waits for nobody."""
+    homes = [home for home in (path.with_name(path.name + ".shards"), fallback) if home.is_dir()]
+    if not homes or not path.is_file():
+        return None
+    ending = _ending(tokenizer, kind, rendering or Rendering(), skip_bad_lines)
+    identity = identity_of(path)
+    content = next((found for home in homes if (found := noted_hash(home, identity))), None) or sha256_file(path)
+    return next((found for home in homes if (found := _open(home / f"{content[:16]}-{ending}", kind))), None)
 
 
 def _open(folder: Path, kind: Kind) -> Shards | None:

@@ -61,6 +61,21 @@ def run(
     ]
 
 
+def use(
+    words: Sequence[str], *, image_id: str, root: str, uid: int, gid: int, readonly: Sequence[str] = ()
+) -> list[str]:
+    """Run a use of the trainers to its end, without a network or GPUs, and leave no container."""
+    return [
+        *("docker", "run", "--rm", "--init", "--pull", "never", "--network", "none"),
+        *("--user", f"{uid}:{gid}", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+        *("--env", "HOME=/tmp", "--env", "USER=minimind"),
+        *("--mount", _mount(root, readonly=False)),
+        *(word for path in readonly for word in ("--mount", _mount(path, readonly=True))),
+        image_id,
+        *("python", "-m", "minimind", *words),  # the entry point runs any command that it is given
+    ]
+
+
 def containers() -> list[str]:
     """All containers of runs, one JSON object a line."""
     return ["docker", "ps", "--all", "--no-trunc", "--filter", f"label={RUN_LABEL}", "--format", "{{json .}}"]

@@ -64,6 +64,12 @@ def start(*, python: str, pythonpath: str, run_dir: str, nproc: int | None) -> l
     ]
 
 
+def use(words: Sequence[str], *, python: str, pythonpath: str) -> list[str]:
+    """Run a use of the trainers to its end; it leaves no compiled files."""
+    safe = ("env", "PYTHONSAFEPATH=1", "PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={pythonpath}")
+    return [*safe, python, "-m", "minimind", *words]
+
+
 def after_spec(argv: Sequence[str], *, run_dir: str, length_bytes: int) -> list[str]:
     """The command with spec.json, of that many bytes on stdin, published in the run directory before it."""
     return ["sh", "-c", AFTER_SPEC, "sh", run_dir, str(length_bytes), *argv]

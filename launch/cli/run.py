@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from launch import flags
-from launch.cli import following, session
+from launch.cli import dryness, following, session
 from launch.runs import names, start
 from launch.runs.observe import Run
 from launch.transport import DryStep, DryTransport, Transport, connect
@@ -79,7 +79,11 @@ def run(hosts: tuple[str, ...], data: str | None, trainer_flags: tuple[str, ...]
     if data is not None and not data.strip():
         raise click.UsageError("--data is empty: give a file, or leave it away for the stage's default")
     words = (*(("--data_path", data) if data is not None else ()), *trainer_flags)
+    check = session.flag_check(asked["stage"], words)
     known = session.load()
+    if (asked_help := check.result()) is not None:
+        click.echo(asked_help, nl=False)
+        return 0
     with ExitStack() as stack:
         transport: Transport = stack.enter_context(connect(known.host(hosts[0]), known))
         here: Transport = stack.enter_context(connect(known.host("local"), known))
@@ -90,7 +94,7 @@ def run(hosts: tuple[str, ...], data: str | None, trainer_flags: tuple[str, ...]
         plan = start.plan(request, session.ends(transport, here, known), session.laptop(known.home))
         handle = start.carry_out(plan, transport, here, session.terminal)
         if asked["dry_run"]:
-            return _show(plan, record, as_json=asked["as_json"])
+            return dryness.show(plan, record, start.peek(plan, transport), as_json=asked["as_json"])
         state = RunState(state=State.STARTING, attempt=int(handle.get("attempt", 1)))
         spec = dataclasses.asdict(plan.spec)
         started = Run(
@@ -101,18 +105,3 @@ def run(hosts: tuple[str, ...], data: str | None, trainer_flags: tuple[str, ...]
             return 0
         session.terminal.say(f"{started.run_id} on {hosts[0]}, {plan.spec.nproc} rank(s), {plan.executor.name}")
         return following.follow_run(stack, known, transport, started, as_json=asked["as_json"])
-
-
-def _show(plan: start.Plan, record: list[DryStep], *, as_json: bool) -> int:
-    if as_json:
-        steps = [
-            {key: value for key, value in dataclasses.asdict(step).items() if key != "data" and value}
-            for step in record
-        ]
-        session.print_json({"spec": dataclasses.asdict(plan.spec), "run_dir": plan.run_dir, "steps": steps})
-        return 0
-    click.echo(f"would start {plan.spec.run_id}:\n{plan.spec.to_json().decode()}")
-    for step in record:
-        click.echo(step.describe())
-    click.echo(f"{sum(step.length_bytes for step in record)} bytes in {len(record)} steps; nothing was changed")
-    return 0

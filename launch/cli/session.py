@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 
 from launch import environment, inventory
 from launch.inventory import Inventory
+from launch.runs.forecast import FlagCheck
 from launch.runs.start import Ends, Laptop, code_version
 from launch.transport import Transport
 from launch.ui import Terminal
@@ -36,6 +38,11 @@ def laptop(home: Path) -> Laptop:
         user = str(os.getuid())
     owner = f"{user}@{platform.node()}"
     return Laptop(home=home, cwd=Path.cwd(), owner=owner, pid=os.getpid(), commit=commit, dirty_hash=dirty_hash)
+
+
+def flag_check(stage: str, words: Sequence[str]) -> FlagCheck:
+    """Begin to check a trainer's flags."""
+    return FlagCheck(stage, words, package=package(), environ=os.environ)
 
 
 def package() -> Path:

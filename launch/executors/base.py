@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +54,9 @@ class Executor(Protocol):
         Raises:
             LaunchError: REFUSED when the run is alive already, HOST_NOT_READY when it cannot be started.
         """
+
+    def use(self, facts: HostFacts, attempt: Attempt, words: Sequence[str]) -> list[str]:
+        """The command that runs a use of the trainers with the attempt's environment, and ends with it."""
 
     def status(self, transport: Transport, handles: Mapping[str, Handle]) -> dict[str, bool | None]:
         """Per run id whether it lives, in one command; None where that cannot be known."""

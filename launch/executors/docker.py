@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.argv import docker, supervise
@@ -65,6 +65,17 @@ class DockerExecutor:
         }
         transport.publish(f"{attempt.run_dir}/handle.json", to_json(handle))
         return handle
+
+    def use(self, facts: HostFacts, attempt: Attempt, words: Sequence[str]) -> list[str]:
+        """See :class:`launch.executors.base.Executor`."""
+        return docker.use(
+            words,
+            image_id=attempt.environment.image_id or "",
+            root=attempt.root,
+            uid=facts.uid,
+            gid=facts.gid,
+            readonly=attempt.readonly,
+        )
 
     def _clear(self, transport: Transport, name: str, token: str) -> bool:
         """Remove what a failed start left; True when an ended container of an earlier try held the name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from launch.argv import supervise
 from launch.errors import Exit, LaunchError
@@ -45,6 +45,11 @@ class VenvExecutor:
             remedy=f"see to that, then `launch resume {attempt.run_id}`",
             code=Exit.HOST_NOT_READY,
         )
+
+    def use(self, facts: HostFacts, attempt: Attempt, words: Sequence[str]) -> list[str]:
+        """See :class:`launch.executors.base.Executor`."""
+        environment = attempt.environment
+        return supervise.use(words, python=environment.python or "python3", pythonpath=environment.pythonpath or "")
 
     def status(self, transport: Transport, handles: Mapping[str, Handle]) -> dict[str, bool | None]:
         """See :class:`launch.executors.base.Executor`."""

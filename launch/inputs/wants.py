@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from launch import flags as trainer_flags
-from minimind.catalog import CATALOG, TOKENIZER_FILES, StageInfo, weights_file
+from launch.errors import Exit, LaunchError
+from minimind.catalog import CATALOG, PATH_FLAGS, TOKENIZER_FILES, StageInfo, weights_file
 
 DEFAULT_HIDDEN_SIZE = 512
 DEFAULT_LORA_NAME = "lora_identity"
@@ -40,7 +41,20 @@ class Want:
 
 
 def wants(info: StageInfo, flags: Sequence[str], places: Places) -> list[Want]:
-    """What the stage will read, by its flags and the catalog's defaults. Looks at no disk."""
+    """What the stage will read, by its flags and the catalog's defaults. Looks at no disk.
+
+    Raises:
+        LaunchError: USAGE when a path is given and empty.
+    """
+    for flag in (*PATH_FLAGS, "lora_name"):
+        value = trainer_flags.value_of(flags, flag)
+        if value is not None and not value.strip():
+            raise LaunchError(
+                f"--{flag} is empty",
+                why="it stands without a value; an empty one never means the default",
+                remedy=f"give --{flag} a value, or leave it away for the stage's default",
+                code=Exit.USAGE,
+            )
     weight = trainer_flags.value_of(flags, "from_weight")
     found = [_data(info, flags, places)]
     if info.name == "tokenizer":

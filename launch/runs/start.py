@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from launch import environment, facts, flags, inputs
 from launch.errors import Exit, LaunchError
 from launch.executors import Attempt, Environment, Executor, Handle, choose
 from launch.inventory import Inventory
-from launch.runs import names
+from launch.runs import forecast, names
 from launch.transport import Transport
 from launch.voice import Voice
 from minimind.catalog import CATALOG
@@ -151,23 +152,33 @@ def plan(request: Request, ends: Ends, laptop: Laptop) -> Plan:
     )
 
 
+def peek(plan: Plan, transport: Transport) -> Mapping[str, Any]:
+    """What the host says of the run without writing; empty while it lacks something that the run needs."""
+    if plan.inputs.pushes or plan.provision.tasks:
+        return {}
+    environment = plan.provision.environment
+    first = attempt_of(plan.spec, plan.run_dir, plan.facts.root, environment, number=1, nproc=None)
+    return forecast.peek(plan.executor, transport, plan.facts, first, plan.spec)
+
+
 def _without(words: tuple[str, ...]) -> list[str]:
     return flags.without(flags.without(words, "save_dir"), "out_dir")
 
 
 def carry_out(plan: Plan, transport: Transport, laptop: Transport, voice: Voice) -> Handle:
-    """Bring what is missing, claim the name, write the run directory, start.
+    """Bring what is missing, have the run planned, claim the name, write the run directory, start.
 
     Raises:
-        LaunchError: what could not be done; a run directory that was made by then stays, PREPARED.
+        LaunchError: what could not be done or is certain to fail; a run directory made by then stays, PREPARED.
     """
     inputs.push(plan.inputs.files, transport, voice)
     for task in plan.provision.tasks:
         task.do(transport, laptop, voice)
     root, spec, who = plan.facts.root, plan.spec, plan.laptop
+    first = attempt_of(spec, plan.run_dir, root, plan.provision.environment, number=1, nproc=None, new=True)
+    forecast.ask(plan.executor, transport, plan.facts, first, spec, voice)
     number = spec.name and names.claim(transport, root, spec.name, spec.run_id, owner=who.owner, pid=who.pid)
     try:
-        first = attempt_of(spec, plan.run_dir, root, plan.provision.environment, number=1, nproc=None, new=True)
         return plan.executor.start(transport, plan.facts, first)
     except LaunchError:
         if spec.name and number:

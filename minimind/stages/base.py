@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minimind.batches import Batch, Weigh
 from minimind.catalog import StageInfo
 from minimind.model import MiniMind
-from minimind.shards import Kind
+from minimind.shards import Kind, kind_for
 from minimind.tokenizer import Tokenizer
 
 Forward = Callable[..., Tensor]
@@ -27,6 +27,7 @@ class Stage(abc.ABC):
 
     def __init__(self, config: Any, info: StageInfo) -> None:
         self.config, self.info = config, info
+        self.kind = kind_for(info, config.arch)
 
     def prepare(self, model: MiniMind) -> None:
         """Turn the loaded weights into what is trained: freeze, inject adapters, keep a reference."""

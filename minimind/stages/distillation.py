@@ -21,7 +21,6 @@ from minimind.stages.base import Forward, Stage
 class Distillation(Stage):
     """alpha * CE + (1 - alpha) * T^2 * KL(teacher || student), both over answer tokens."""
 
-    kind = "chat"
     config: DistillationConfig
     told = ("ce",)
 

@@ -18,7 +18,6 @@ from minimind.stages.base import Forward, Stage
 class Dpo(Stage):
     """-log sigmoid(beta * margin) over pairs; a batch's documents are its chosen answers, then its rejected ones."""
 
-    kind = "pair"
     told = ("margin", "accuracy")
     config: DpoConfig
 

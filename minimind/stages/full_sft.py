@@ -14,8 +14,6 @@ from minimind.stages.base import Forward, Stage
 class FullSft(Stage):
     """Cross-entropy over answer tokens, each answer's ``<|im_end|>`` and newline included."""
 
-    kind = "chat"
-
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Cross-entropy summed over the batch's N answer tokens."""
         logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)

@@ -18,7 +18,6 @@ from minimind.stages.base import Forward, Stage
 class LoraSft(Stage):
     """Cross-entropy over answer tokens; only the adapters learn and only they are saved."""
 
-    kind = "chat"
     config: LoraConfig
 
     def prepare(self, model: MiniMind) -> None:

@@ -7,18 +7,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from minimind.batches import Batch
-from minimind.catalog import StageInfo
-from minimind.config import TrainConfig
 from minimind.losses import cross_entropy_sum
 from minimind.stages.base import Forward, Stage
 
 
 class Pretrain(Stage):
     """Next-token cross-entropy over whole texts."""
-
-    def __init__(self, config: TrainConfig, info: StageInfo) -> None:
-        super().__init__(config, info)
-        self.kind = "wrapped" if config.arch == "minimind3" else "text"
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Cross-entropy summed over the batch's N targets."""

@@ -20,7 +20,6 @@ TAG_WEIGHT = 10.0
 class Reason(Stage):
     """Cross-entropy over answer tokens, tags weighted, divided by the unweighted count."""
 
-    kind = "chat"
     config: ReasonConfig
 
     def weigh(self, words: Tokenizer) -> Weigh:

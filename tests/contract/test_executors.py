@@ -20,7 +20,7 @@ from minimind.rundir import RunSpec, State, new_run_id
 from tests.conftest import ROOT
 from tests.support import corpus
 from tests.support.docker import docker
-from tests.support.launching import LONG, wait_for
+from tests.support.launching import LONG, TRAIN, wait_for
 
 
 class Bench:
@@ -189,3 +189,13 @@ def _trainers(attempt) -> list[str]:
                     if attempt.run_dir in file.read():
                         found.append(entry)
     return found
+
+
+def test_a_use_of_the_trainers_runs_in_the_attempts_environment_and_leaves_nothing(bench):
+    attempt = bench.prepare()
+    words = ["plan", "pretrain", "--json", "--", "--data_path", f"{bench.root}/dataset/pretrain_hq.jsonl", *TRAIN]
+    words += ["--tokenizer", f"{bench.root}/out/tokenizer", "--run_dir", attempt.run_dir]
+    result = bench.transport.run(bench.executor.use(bench.facts, attempt, words))
+    assert json.loads(result.stdout)["data"]["samples"] == 24
+    assert os.listdir(attempt.run_dir) == ["spec.json"]
+    assert attempt.run_id not in (bench.executor.status(bench.transport, {}) or {})

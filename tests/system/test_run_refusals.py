@@ -24,6 +24,11 @@ def home(tmp_path, sshd):
         (("pretrain", "--name", "last"), 2, "--name"),
         (("pretrain", "--hidden_size", "64"), 2, "come after --"),
         (("pretrain", "--", "--run_dir", "x"), 2, "launch resume"),
+        (("pretrain", "--", "--epoch", "3"), 2, "did you mean --epochs?"),
+        (("pretrain", "--", "--epochs", "three"), 2, "invalid int value"),
+        (("pretrain", "--host", "gpu8", "--", "--nproc", "2"), 2, "put it before --"),
+        (("dpo", "--", "--data_path", ""), 2, "--data_path"),
+        (("full_sft", "--", "--from_weight"), 2, "--from_weight"),
         (("pretrain", "--data", "x", "--", "--data-path=y"), 2, "give one"),
         (("pretrain", "--host", "gpu9"), 3, "gpu8"),
         (("pretrain", "--host", "gpu8", "--data", "nowhere.jsonl"), 3, "nowhere.jsonl"),
@@ -97,3 +102,39 @@ def test_an_unreachable_host_is_an_unknown_row_unless_it_was_asked_for(home):
     assert "gone" in seen.stderr and "remedy:" in seen.stderr
     assert home.launch("ps", "--host", "gone").returncode == 4
     assert home.launch("logs", "last").returncode == 4
+
+
+def test_help_behind_the_dashes_is_the_stages_help(tmp_path):
+    home = launching.local_home(tmp_path)
+    done = home.launch("run", "dpo", "--", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--beta" in done.stdout and "strength of the pull" in done.stdout
+    assert not (home.home / "local").exists()
+
+
+@pytest.mark.sshd
+def test_what_the_host_knows_will_fail_is_refused_before_a_run_is_made(home):
+    (home.home / "asked.jsonl").write_text('{"conversations": [{"role": "user", "content": "hello"}]}\n')
+    scratch = ("--from_weight", "none")
+    done = home.launch("run", "full_sft", "--host", "gpu8", "--data", "asked.jsonl", "--", *TRAIN, *scratch)
+    assert done.returncode == 5, done.stderr
+    assert "learned from" in done.stderr and "why:" in done.stderr and "remedy:" in done.stderr
+    huge = ("--hidden_size", "65536", "--num_hidden_layers", "4000")
+    done = home.launch("run", "pretrain", "--host", "gpu8", "--name", "big", "--", *huge)
+    assert done.returncode == 5 and "one checkpoint and the final weights need" in done.stderr
+    assert not (home.root / "runs").exists() and not (home.root / "names").exists()
+
+
+@pytest.mark.sshd
+def test_a_start_shows_the_plan_with_its_warnings_first_and_a_dry_run_shows_it_once_it_costs_no_byte(home):
+    words = ("--", *TRAIN, "--max_steps", "1")
+    started = home.launch("run", "pretrain", "--host", "gpu8", "--nproc", "2", *words)
+    assert started.returncode == 0, started.stderr
+    warning = started.stderr.index("warning: save_interval 100 exceeds the 1 steps of this run")
+    assert warning < started.stderr.index("pretrain (minimind2): 24 samples") < started.stderr.index("memory: about")
+    before = tree(home.home, home.root)
+    dry = json.loads(home.launch("run", "pretrain", "--host", "gpu8", "--dry-run", "--json", *words, check=True).stdout)
+    assert dry["plan"]["steps"]["last"] == 1 and dry["plan"]["data"]["samples"] == 24
+    shown = home.launch("run", "pretrain", "--host", "gpu8", "--dry-run", *words, check=True).stdout
+    assert "pretrain (minimind2): 24 samples" in shown
+    assert tree(home.home, home.root) == before

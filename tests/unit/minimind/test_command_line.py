@@ -33,6 +33,9 @@ def test_every_flag_of_the_original_is_accepted_with_underscores_and_dashes():
         (["--seed", "-1"], "--seed 0"),
         (["--skip_bad_lines", "-1"], "--skip_bad_lines 0"),
         (["--use_moe", "perhaps"], "--help"),
+        (["--data_path", ""], "--help"),
+        (["--tokenizer", " "], "--help"),
+        (["--from_weight="], "--help"),
     ],
 )
 def test_a_wrong_flag_or_value_is_refused_with_a_remedy(words, told):
@@ -68,3 +71,9 @@ def test_the_two_generations_differ_in_dpo_and_adapters_as_published():
     assert (second.beta, second.length_normalised, third.beta, third.length_normalised) == (0.1, True, 0.15, False)
     ranks = [flags.parse("lora", ["--arch", arch]).lora_rank for arch in ("minimind2", "minimind3")]
     assert ranks == [8, 16]
+
+
+def test_a_rank_above_the_models_width_is_refused():
+    with pytest.raises(UsageError, match="--lora_rank 65"):
+        flags.parse("lora", ["--hidden_size", "64", "--lora_rank", "65"])
+    assert flags.parse("lora", ["--hidden_size", "64", "--lora_rank", "64"]).lora_rank == 64

@@ -1,0 +1,101 @@
+"""How large a training is: parameters, memory of a rank, bytes on the disk; from the config alone, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minimind.config import ModelConfig
+
+FP32, FP16 = 4, 2
+PROCESS_BYTES = 350 << 20
+"""An interpreter with torch loaded and nothing in it (a GPU's context is of the same order, on the GPU)."""
+
+
+def parameters(config: ModelConfig) -> int:
+    """Parameters of a decoder; the tied head counts once."""
+    c, d = config.hidden_size, config.head_dim
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
+    attention = 2 * c * heads * d + 2 * c * kv * d + (2 * d if config.qk_norm else 0)
+    mlp = 3 * c * config.intermediate_size
+    if config.num_experts:
+        mlp = (config.num_experts + config.num_shared_experts) * mlp + config.num_experts * c
+    return config.vocab_size * c + config.num_hidden_layers * (attention + mlp + 2 * c) + c
+
+
+def adapter_parameters(config: ModelConfig, *, rank: int) -> int:
+    """Parameters of adapters on every square linear: q_proj and o_proj, and whatever else has as many outputs."""
+    c, wide = config.hidden_size, config.num_attention_heads * config.head_dim
+    narrow, inner = config.num_key_value_heads * config.head_dim, config.intermediate_size
+    feed_forwards = max(1, config.num_experts + config.num_shared_experts)
+    square = 2 * (wide == c) + 2 * (narrow == c) + 3 * feed_forwards * (inner == c) + (config.num_experts == c)
+    return config.num_hidden_layers * square * 2 * rank * c
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that one rank needs while it trains, part by part."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    frozen: int
+    activations: int
+    process: int = PROCESS_BYTES
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.weights + self.gradients + self.optimizer + self.frozen + self.activations + self.process
+
+
+def memory(
+    config: ModelConfig, *, trained: int, frozen: int, tokens: int, targets: int, teacher_logits: bool = False
+) -> Memory:
+    """An estimate for one rank whose largest pass has so many tokens and computes so many targets' logits.
+
+    Weights and gradients are fp32, AdamW keeps two more fp32 numbers a trained parameter, ``frozen`` parameters (a
+    reference, a teacher) are held once. What a pass keeps for its gradient, in fp32 numbers: 11 C + 4 I a token and
+    layer (the norms' inputs and outputs, queries, keys and values as attention saw them, the four inner rows of the
+    feed-forward; a mixture keeps the latter for each expert that a token went to), and 3 V a target (logits, their
+    log-softmax, its gradient; a teacher's logits come on top). Measured on CPUs it is within a factor of 2 of the
+    resident set at its peak; autocast to 16 bits takes less.
+    """
+    chosen = max(1, config.experts_per_token + config.num_shared_experts)
+    c, inner = config.hidden_size, config.intermediate_size
+    routed = 3 * config.experts_per_token * c if config.num_experts else 0
+    kept = tokens * config.num_hidden_layers * (11 * c + 4 * inner * chosen + routed)
+    logits = targets * config.vocab_size * (3 + 2 * teacher_logits)
+    return Memory(
+        weights=FP32 * parameters(config) + (FP32 * trained if trained < parameters(config) else 0),
+        gradients=FP32 * trained,
+        optimizer=2 * FP32 * trained,
+        frozen=FP32 * frozen,
+        activations=FP32 * (kept + logits),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """Bytes that a run writes: a checkpoint, all of them at their most (one more than are kept), the final weights."""
+
+    checkpoint: int
+    checkpoints: int
+    export: int
+
+    @property
+    def total(self) -> int:
+        """The most that the run will hold."""
+        return self.checkpoints + self.export
+
+
+def disk(*, trained: int, exported: int, saves: int, keep: int) -> Disk:
+    """Checkpoints are fp32 weights and AdamW's two numbers of each; the next is whole before the oldest goes.
+
+    Args:
+        trained: parameters in a checkpoint.
+        exported: parameters of the final weights, fp16.
+        saves: checkpoints that the run still writes.
+        keep: checkpoints kept.
+    """
+    checkpoint = 3 * FP32 * trained
+    return Disk(checkpoint=checkpoint, checkpoints=min(saves, keep + 1) * checkpoint, export=FP16 * exported)
