@@ -60,7 +60,7 @@ def flags(config: type, overrides: dict[str, object]) -> str:
     for field in dataclasses.fields(config):
         _, text = typing.get_args(hints[field.name])
         default = overrides.get(field.name, field.default)
-        shown = "" if default is None else f"`{int(default) if isinstance(default, bool) else default}`"
+        shown = "" if default in (None, ()) else f"`{int(default) if isinstance(default, bool) else default}`"
         rows.append(f"| `--{field.name}` | {shown} | {cell(text)} |\n")
     return "".join(rows)
 

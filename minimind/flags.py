@@ -11,9 +11,9 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from minimind.config import CONFIGS, GENERATIONS, ModelConfig, TrainConfig, UsageError, defaults
+from minimind.config import CONFIGS, GENERATIONS, LORA_TARGETS, ModelConfig, TrainConfig, UsageError, defaults
 
-ALIASES = {"save_dir": ("out_dir",)}
+ALIASES = {"save_dir": ("out_dir",), "yarn": ("inference_rope_scaling",)}
 
 
 def parse_bool(text: str) -> bool:
@@ -40,6 +40,15 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+class _Several(argparse.Action):
+    """A flag that may be given again, or once with a list between commas."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Add what is given to what was given before."""
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, (*before, *(part for part in values.split(",") if part)))
+
+
 def add_fields(parser: argparse.ArgumentParser, config: type[Any], overrides: dict[str, Any]) -> None:
     """One flag per field of a frozen dataclass: type, help and default come from the field."""
     hints = typing.get_type_hints(config, include_extras=True)
@@ -48,11 +57,13 @@ def add_fields(parser: argparse.ArgumentParser, config: type[Any], overrides: di
         default = overrides.get(field.name, field.default)
         spellings = [field.name, *ALIASES.get(field.name, ())]
         flags = [f"--{s}" for name in spellings for s in dict.fromkeys((name, name.replace("_", "-")))]
-        shown = f"{text} [default: {default}]" if default is not None else text
+        shown = f"{text} [default: {default}]" if default not in (None, ()) else text
         if isinstance(kind, types.UnionType):
             kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
         options: dict[str, Any] = {"default": default, "help": shown, "dest": field.name}
-        if typing.get_origin(kind) is Literal:
+        if typing.get_origin(kind) is tuple:
+            parser.add_argument(*flags, action=_Several, metavar="A,B", **options)
+        elif typing.get_origin(kind) is Literal:
             parser.add_argument(*flags, choices=typing.get_args(kind), **options)
         elif kind is bool:
             parser.add_argument(*flags, nargs="?", const=True, type=parse_bool, metavar="0|1", **options)
@@ -84,11 +95,23 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     _at_least(parsed, "temperature", 0.01)
     for name in ("max_steps", "max_tokens_per_batch", "lora_rank", "num_hidden_layers", "max_bad_steps"):
         _at_least(parsed, name, 1)
+    _known_targets(parsed)
     if isinstance(parsed, TrainConfig):  # whether the sizes fit one another, before anything is read
         ModelConfig.for_arch(
             parsed.arch, hidden_size=parsed.hidden_size, num_hidden_layers=parsed.num_hidden_layers, vocab_size=1
         )
     return parsed
+
+
+def _known_targets(config: object) -> None:
+    targets = getattr(config, "lora_targets", "all")
+    strange = [name for name in targets.split(",") if name.strip() not in LORA_TARGETS]
+    if strange and targets not in ("square", "all"):
+        raise UsageError(
+            f"--lora_targets {targets} is not possible",
+            why=f"no block has a linear {strange[0].strip()!r}",
+            remedy=f"give square, all, or some of {','.join(LORA_TARGETS)}",
+        )
 
 
 def _asked_arch(argv: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from minimind.durable import sha256_file
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
 from minimind.stages.base import Stage, trainable
+from minimind.weights import refuse_other_tokenizer
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
@@ -31,6 +32,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
             "save_dir",
             "data_path",
             "tokenizer",
+            "any_tokenizer",
             "from_weight",
             "from_lora",
             "from_resume",
@@ -92,7 +94,7 @@ def prepare(
             remedy="leave --from_resume away to start afresh, or give the --run_dir of the earlier run",
         )
     start = _starting_weights(stage, config)
-    model = _build(config, words.vocab_size, None if saved and not stage.needs_start_on_resume else start)
+    model = _build(config, words, None if saved and not stage.needs_start_on_resume else start)
     stage.prepare(model)
     identity = {
         "stage": stage.info.name,
@@ -144,6 +146,8 @@ def prepare(
             "stage": stage.info.name,
             "run_id": attempt.dir.root.name,
             "tokenizer_sha256": words.sha256,
+            **({"base_sha256": sha256_file(start)} if start and stage.needs_start_on_resume else {}),
+            **stage.sidecar(model),
         },
     )
     if saved:
@@ -165,12 +169,12 @@ def _starting_weights(stage: Stage, config: TrainConfig) -> Path | None:
     return config.save_dir / weights_file(name, hidden_size=config.hidden_size, use_moe=config.use_moe)
 
 
-def _build(config: TrainConfig, vocab_size: int, start: Path | None) -> MiniMind:
+def _build(config: TrainConfig, words: tokenizer.Tokenizer, start: Path | None) -> MiniMind:
     asked = ModelConfig.for_arch(
         config.arch,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
-        vocab_size=vocab_size,
+        vocab_size=words.vocab_size,
         use_moe=config.use_moe,
     )
     if start is None:
@@ -184,6 +188,7 @@ def _build(config: TrainConfig, vocab_size: int, start: Path | None) -> MiniMind
             remedy=f"give --arch {found.arch}",
             reason=Reason.DATA_INVALID,
         )
+    refuse_other_tokenizer(words, start, vocab_size=found.vocab_size, any_tokenizer=config.any_tokenizer, exact=True)
     named = ("hidden_size", "num_hidden_layers", "vocab_size", "num_experts")
     same = all(getattr(found, name) == getattr(asked, name) for name in named)
     model = MiniMind(found if same else asked)

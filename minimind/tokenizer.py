@@ -44,7 +44,7 @@ class Tokenizer:
         try:
             data, config = (folder / "tokenizer.json").read_bytes(), (folder / "tokenizer_config.json").read_bytes()
             self.backend = tokenizers.Tokenizer.from_str(data.decode())
-            template = str(json.loads(config)["chat_template"])
+            template = _template_of(folder, json.loads(config))
             environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
             self._template = environment.from_string(template)
         except FileNotFoundError as error:
@@ -128,6 +128,12 @@ class Tokenizer:
         """Text up to where the assistant begins to answer."""
         text = self.render(messages)
         return text if text.endswith(HEADER) else text + HEADER
+
+
+def _template_of(folder: Path, config: Mapping[str, Any]) -> str:
+    """The chat template: a file of its own, as transformers writes it now, else an entry of tokenizer_config.json."""
+    apart = folder / "chat_template.jinja"
+    return apart.read_text() if apart.is_file() else str(config["chat_template"])
 
 
 @functools.cache
