@@ -16,6 +16,7 @@ from launch.errors import Exit
 from minimind.catalog import CATALOG, weights_file
 from minimind.config import CONFIGS, defaults
 from minimind.evaluate import EvalConfig
+from minimind.export import ExportConfig
 from minimind.generate import ChatConfig
 from minimind.rundir import Reason, State
 
@@ -74,7 +75,7 @@ def trainer() -> str:
     for stage, config in CONFIGS.items():
         parts.append(f"\n## `{stage}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n")
         parts.append(flags(config, defaults("minimind2", stage)))
-    for use, config in (("chat", ChatConfig), ("eval", EvalConfig)):
+    for use, config in (("chat", ChatConfig), ("eval", EvalConfig), ("export", ExportConfig)):
         parts.append(f"\n## `{use}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n{flags(config, {})}")
     return "".join(parts)
 

@@ -7,7 +7,7 @@ rank r has one of rank 2r, under the same keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,10 +131,14 @@ def read(path: Path | str) -> Adapter:
     Raises:
         RunError: when the file is missing or is no adapter.
     """
-    path = Path(path)
+    return of_state(read_tensors(Path(path)), path=Path(path))
+
+
+def of_state(tensors: Mapping[str, Tensor], *, path: Path) -> Adapter:
+    """An adapter from a state dict; see :func:`read`."""
     # later versions of the original write the adapters of a compiled or wrapped model
     state = {
-        re.sub(r"^(?:_orig_mod\.|module\.)+", "", name): value for name, value in read_tensors(path).items()
+        re.sub(r"^(?:_orig_mod\.|module\.)+", "", name): value for name, value in tensors.items()
     }  # fmt: skip
     halves: dict[str, dict[str, Tensor]] = {}
     strange = []
@@ -172,7 +176,11 @@ def apply(
     Raises:
         RunError: when the file is missing, is no adapter, or is one of another model; the model is as before then.
     """
-    adapter = read(adapter_path)
+    put(model, read(adapter_path), strength=strength, say=say)
+
+
+def put(model: nn.Module, adapter: Adapter, *, strength: float = 1.0, say: Callable[[str], None] | None = None) -> None:
+    """:func:`apply` for an adapter that has been read."""
     modules = dict(model.named_modules())
     wrong = [problem for name, pair in adapter.pairs.items() if (problem := _misfit(modules.get(name), name, pair))]
     if wrong:
