@@ -68,10 +68,14 @@ def export(argv: Sequence[str]) -> int:
     write = {"huggingface": _huggingface, "peft": _peft}.get(config.format, _minimind)
     try:
         print(write(config, config.to, use), flush=True)
-    except OSError as error:
+    except RunError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_disk_full(error):
+            raise
         raise RunError(
             f"{config.to} cannot be written",
-            why=str(error),
+            why="the disk is full" if is_disk_full(error) else str(error),
             remedy="free space, or give another --to; nothing was replaced",
             reason=Reason.DISK_FULL if is_disk_full(error) else Reason.TRAINER_ERROR,
         ) from error
