@@ -33,9 +33,10 @@ from minimind.durable import (
 )
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunDir, RunError
+from minimind.shapes import infer_config as infer_config
 from minimind.weights import find_weights as find_weights
-from minimind.weights import infer_config as infer_config
 from minimind.weights import read_tensors as read_tensors
+from minimind.weights import refuse_differences
 from minimind.weights import sidecar_of as sidecar_of
 from minimind.weights import strict_load as strict_load
 
@@ -138,6 +139,7 @@ def load_model(path: Path | str, device: str | torch.device = "cpu", *, yarn: bo
         config = dataclasses.replace(config, yarn=Yarn())
     with torch.device("meta"):
         model = MiniMind(config)
+    refuse_differences(model, state, source=str(path))
     model = model.to_empty(device="cpu")
     model.lm_head.weight = model.model.embed_tokens.weight
     strict_load(model, {name: value.float() for name, value in state.items()}, source=str(path))

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from minimind.config import ModelConfig, Yarn
 from minimind.rundir import Reason, RunError
-from minimind.weights import infer_config, refuse_odd_tensors
+from minimind.shapes import infer_config
+from minimind.weights import refuse_odd_tensors
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

@@ -21,7 +21,7 @@ from minimind.durable import sha256_file
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
 from minimind.stages.base import Stage, trainable
-from minimind.weights import refuse_other_tokenizer
+from minimind.weights import refuse_differences, refuse_other_tokenizer
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
@@ -191,6 +191,8 @@ def _build(config: TrainConfig, words: tokenizer.Tokenizer, start: Path | None) 
     refuse_other_tokenizer(words, start, vocab_size=found.vocab_size, any_tokenizer=config.any_tokenizer, exact=True)
     named = ("hidden_size", "num_hidden_layers", "vocab_size", "num_experts")
     same = all(getattr(found, name) == getattr(asked, name) for name in named)
+    with torch.device("meta"):
+        refuse_differences(MiniMind(found if same else asked), state, source=str(start))
     model = MiniMind(found if same else asked)
     checkpoint.strict_load(model, {name: value.float() for name, value in state.items()}, source=str(start))
     return model
