@@ -151,6 +151,9 @@ class TrainConfig:
     num_workers: Annotated[int, "accepted for old command lines; batches are read from memory-mapped shards"] = 1
     use_compile: Annotated[bool, "torch.compile each block"] = False
     arch: Annotated[Arch, "generation of the model"] = "minimind2"
+    preset: Annotated[
+        str | None, "sizes by name: small, base or moe (minimind3: base, moe); flags of single sizes win over it"
+    ] = None
     hidden_size: Annotated[int, "width of the model; 512 is the 26M preset, 768 with 16 layers the 104M one"] = 512
     num_hidden_layers: Annotated[int, "decoder blocks"] = 8
     use_moe: Annotated[bool, "mixture of four experts instead of one feed-forward"] = False

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from minimind.catalog import PRESETS
 from minimind.config import CONFIGS, GENERATIONS, LORA_TARGETS, ModelConfig, TrainConfig, UsageError, defaults
 
 ALIASES = {"save_dir": ("out_dir",), "yarn": ("inference_rope_scaling",)}
@@ -83,7 +84,9 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     """
     config = CONFIGS[stage]
     parser = Parser(prog=f"python -m minimind {stage}", description=config.__doc__, allow_abbrev=False)
-    add_fields(parser, config, defaults(_asked_arch(argv), stage))
+    arch = _asked(argv, "arch")
+    sizes = _preset(arch if arch in GENERATIONS else "minimind2", _asked(argv, "preset"), stage)
+    add_fields(parser, config, sizes)
     parsed = config(**vars(parser.parse_args(list(argv))))
     for name in ("epochs", "batch_size", "accumulation_steps", "save_interval", "log_interval", "keep_checkpoints"):
         _at_least(parsed, name, 1)
@@ -114,12 +117,25 @@ def _known_targets(config: object) -> None:
         )
 
 
-def _asked_arch(argv: Sequence[str]) -> str:
-    """``--arch`` picks the table of defaults, so it is read before the rest."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--arch", default="minimind2")
-    asked = str(early.parse_known_args(list(argv))[0].arch)
-    return asked if asked in GENERATIONS else "minimind2"
+def _asked(argv: Sequence[str], name: str) -> str | None:
+    """A flag that picks the table of defaults, so that it is read before the rest."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument(f"--{name}", nargs="?")
+    return early.parse_known_args(list(argv))[0].__dict__[name]
+
+
+def _preset(arch: str, name: str | None, stage: str) -> dict[str, Any]:
+    """The generation's defaults of a stage, with the sizes of a preset."""
+    if name is None or stage == "tokenizer":
+        return defaults(arch, stage)
+    if (arch, name) not in PRESETS:
+        known = ", ".join(preset for generation, preset in PRESETS if generation == arch)
+        raise UsageError(
+            f"--preset {name} is not possible",
+            why=f"{arch} has no such size",
+            remedy=f"give one of {known}, or --hidden_size and --num_hidden_layers",
+        )
+    return {**defaults(arch, stage), **dataclasses.asdict(PRESETS[arch, name])}
 
 
 def _at_least(config: object, name: str, least: float) -> None:

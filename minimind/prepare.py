@@ -33,6 +33,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
             "data_path",
             "tokenizer",
             "any_tokenizer",
+            "preset",
             "from_weight",
             "from_lora",
             "from_resume",

@@ -1,4 +1,4 @@
-"""What model a weights file holds: from its keys and shapes, and from the description beside it what these cannot say."""
+"""What model a weights file holds: its keys and shapes say, and a description beside it says what these cannot."""
 
 from __future__ import annotations
 
