@@ -16,6 +16,7 @@ from launch.errors import Exit
 from minimind.catalog import CATALOG, weights_file
 from minimind.config import CONFIGS, defaults
 from minimind.evaluate import EvalConfig
+from minimind.export import ExportConfig
 from minimind.generate import ChatConfig
 from minimind.plan import PlanConfig
 from minimind.rundir import Reason, State
@@ -61,7 +62,7 @@ def flags(config: type, overrides: dict[str, object]) -> str:
     for field in dataclasses.fields(config):
         _, text = typing.get_args(hints[field.name])
         default = overrides.get(field.name, field.default)
-        shown = "" if default is None else f"`{int(default) if isinstance(default, bool) else default}`"
+        shown = "" if default in (None, ()) else f"`{int(default) if isinstance(default, bool) else default}`"
         rows.append(f"| `--{field.name}` | {shown} | {cell(text)} |\n")
     return "".join(rows)
 
@@ -75,7 +76,8 @@ def trainer() -> str:
     for stage, config in CONFIGS.items():
         parts.append(f"\n## `{stage}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n")
         parts.append(flags(config, defaults("minimind2", stage)))
-    for use, config in (("chat", ChatConfig), ("eval", EvalConfig), ("plan", PlanConfig)):
+    uses = (("chat", ChatConfig), ("eval", EvalConfig), ("export", ExportConfig), ("plan", PlanConfig))
+    for use, config in uses:
         parts.append(f"\n## `{use}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n{flags(config, {})}")
     return "".join(parts)
 

@@ -14,6 +14,7 @@ from minimind.process import PR_SET_PDEATHSIG, prctl
 USES = {
     "chat": ("minimind.generate", "chat"),
     "eval": ("minimind.evaluate", "evaluate"),
+    "export": ("minimind.export", "export"),
     "plan": ("minimind.plan", "plan"),
 }
 """Use -> module and function, imported when it is asked for."""

@@ -46,6 +46,25 @@ CATALOG: dict[str, StageInfo] = {
     )
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A published model's size."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    use_moe: bool = False
+
+
+PRESETS: dict[tuple[str, str], Preset] = {
+    ("minimind2", "small"): Preset(hidden_size=512, num_hidden_layers=8),
+    ("minimind2", "base"): Preset(hidden_size=768, num_hidden_layers=16),
+    ("minimind2", "moe"): Preset(hidden_size=640, num_hidden_layers=8, use_moe=True),
+    ("minimind3", "base"): Preset(hidden_size=768, num_hidden_layers=8),
+    ("minimind3", "moe"): Preset(hidden_size=768, num_hidden_layers=8, use_moe=True),
+}
+DEFAULT_PRESET = {"minimind2": "small", "minimind3": "base"}
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 

@@ -14,6 +14,8 @@ from minimind.rundir import RunError
 
 Schedule = Literal["minimind2", "minimind3", "cosine", "constant"]
 Arch = Literal["minimind2", "minimind3"]
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linears of a block that can carry an adapter."""
 
 
 class UsageError(RunError):
@@ -22,6 +24,21 @@ class UsageError(RunError):
 
 class CannotTrain(RunError):
     """What is certain to fail, known before anything is started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """Rotary frequencies stretched at inference for texts longer than those trained on (YaRN, Peng et al. 2023).
+
+    The defaults are MiniMind's: cosines and sines are not scaled (``attention_factor`` 1; the paper would take
+    0.1 ln(factor) + 1), and the stretched frequencies hold at every position.
+    """
+
+    factor: float = 16.0
+    original_length: int = 2048  # tokens
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +60,7 @@ class ModelConfig:
     num_experts: int = 0  # 0: dense
     num_shared_experts: int = 0
     experts_per_token: int = 0
+    yarn: Yarn | None = None  # None: the frequencies trained with
 
     @classmethod
     def for_arch(
@@ -144,11 +162,15 @@ class TrainConfig:
     num_workers: Annotated[int, "accepted for old command lines; batches are read from memory-mapped shards"] = 1
     use_compile: Annotated[bool, "torch.compile each block"] = False
     arch: Annotated[Arch, "generation of the model"] = "minimind2"
+    preset: Annotated[
+        str | None, "sizes by name: small, base or moe (minimind3: base, moe); flags of single sizes win over it"
+    ] = None
     hidden_size: Annotated[int, "width of the model; 512 is the 26M preset, 768 with 16 layers the 104M one"] = 512
     num_hidden_layers: Annotated[int, "decoder blocks"] = 8
     use_moe: Annotated[bool, "mixture of four experts instead of one feed-forward"] = False
     data_path: Annotated[Path | None, "JSONL file; default: the stage's file in dataset/"] = None
     tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ in save_dir"] = None
+    any_tokenizer: Annotated[bool, "go on although the weights were trained with another tokenizer"] = False
     save_dir: Annotated[Path, "where weights get the original's names"] = Path("out")
     from_weight: Annotated[str | None, "name in save_dir or path of the weights to start from; none: random"] = None
     from_resume: Annotated[
@@ -179,6 +201,10 @@ class LoraConfig(TrainConfig):
 
     lora_name: Annotated[str, "name of the adapter: lora/<name>_<hidden>.pth"] = "lora_identity"
     lora_rank: Annotated[int, "rank of each adapter"] = 8
+    lora_targets: Annotated[
+        str,
+        "linears that get one: square (q_proj and o_proj, as in the original), all, or names q_proj,v_proj,gate_proj",
+    ] = "square"
     from_lora: Annotated[Path | None, "adapter to start from"] = None
 
 

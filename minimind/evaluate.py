@@ -12,31 +12,26 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from minimind import checkpoint, jsonl, lora, shards
+from minimind import jsonl, shards
 from minimind.batches import Reader
 from minimind.config import UsageError
 from minimind.durable import publish
 from minimind.flags import Parser, add_fields
-from minimind.generate import answer_once, fitting_tokenizer
+from minimind.generate import answer_once
 from minimind.losses import cross_entropy_sum, sum_by_document, token_log_probs
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
 from minimind.tokenizer import Tokenizer
+from minimind.uses import WeightsConfig, opened
 
 BATCH = 16
 KINDS: dict[str, shards.Kind] = {"text": "text", "conversations": "chat", "chosen": "pair"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(WeightsConfig):
     """Measure weights on held-out data, or let them answer a sheet of prompts."""
 
-    from_weight: Annotated[str | None, "weights: a file, or a name in save_dir; their shape is found from the file"] = (
-        None
-    )
-    save_dir: Annotated[Path, "where names of weights are looked for"] = Path("out")
-    from_lora: Annotated[Path | None, "adapter on top of them"] = None
-    tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ beside the weights"] = None
     data_path: Annotated[Path | None, "JSONL of texts, conversations or pairs; which, its first line says"] = None
     prompts: Annotated[Path | None, "text file with a prompt a line"] = None
     sheet: Annotated[Path | None, "markdown file that the answers go to; default: the console"] = None
@@ -97,7 +92,8 @@ def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int) -> dict[s
 
 def sheet(model: MiniMind, words: Tokenizer, prompts: Sequence[str], config: EvalConfig) -> str:
     """Each prompt with its answer, as markdown."""
-    parts = [f"# Answers of {config.from_weight}{f' with {config.from_lora}' if config.from_lora else ''}\n"]
+    with_adapters = f" with {', '.join(config.from_lora)}" if config.from_lora else ""
+    parts = [f"# Answers of {config.from_weight}{with_adapters}\n"]
     for prompt in prompts:
         answer = answer_once(
             model,
@@ -122,11 +118,8 @@ def evaluate(argv: Sequence[str]) -> int:
             why="--from_weight and one of --data_path and --prompts must be given",
             remedy="python -m minimind eval --from_weight out/full_sft_512.pth --data_path held_out.jsonl",
         )
-    weights = checkpoint.find_weights(config.from_weight, config.save_dir)
-    model = checkpoint.load_model(weights, config.device)
-    words = fitting_tokenizer(config.tokenizer, weights, model)
-    if config.from_lora:
-        lora.apply(model, config.from_lora)
+    use = opened(config, verb="eval", device=config.device)
+    model, words = use.model, use.words
     if config.data_path:
         kind = kind_of(config.data_path)
         if kind == "text" and model.config.arch == "minimind3":

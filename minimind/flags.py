@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from minimind.config import CONFIGS, GENERATIONS, ModelConfig, TrainConfig, UsageError, defaults
+from minimind.catalog import PRESETS
+from minimind.config import CONFIGS, GENERATIONS, LORA_TARGETS, ModelConfig, TrainConfig, UsageError, defaults
 
-ALIASES = {"save_dir": ("out_dir",)}
+ALIASES = {"save_dir": ("out_dir",), "yarn": ("inference_rope_scaling",)}
 
 
 def parse_bool(text: str) -> bool:
@@ -42,6 +43,15 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+class _Several(argparse.Action):
+    """A flag that may be given again, or once with a list between commas."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Add what is given to what was given before."""
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, (*before, *(part for part in values.split(",") if part)))
+
+
 def add_fields(parser: argparse.ArgumentParser, config: type[Any], overrides: dict[str, Any]) -> None:
     """One flag per field of a frozen dataclass: type, help and default come from the field."""
     hints = typing.get_type_hints(config, include_extras=True)
@@ -50,11 +60,13 @@ def add_fields(parser: argparse.ArgumentParser, config: type[Any], overrides: di
         default = overrides.get(field.name, field.default)
         spellings = [field.name, *ALIASES.get(field.name, ())]
         flags = [f"--{s}" for name in spellings for s in dict.fromkeys((name, name.replace("_", "-")))]
-        shown = f"{text} [default: {default}]" if default is not None else text
+        shown = f"{text} [default: {default}]" if default not in (None, ()) else text
         if isinstance(kind, types.UnionType):
             kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
         options: dict[str, Any] = {"default": default, "help": shown, "dest": field.name}
-        if typing.get_origin(kind) is Literal:
+        if typing.get_origin(kind) is tuple:
+            parser.add_argument(*flags, action=_Several, metavar="A,B", **options)
+        elif typing.get_origin(kind) is Literal:
             parser.add_argument(*flags, choices=typing.get_args(kind), **options)
         elif kind is bool:
             parser.add_argument(*flags, nargs="?", const=True, type=parse_bool, metavar="0|1", **options)
@@ -82,7 +94,9 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     """
     config = CONFIGS[stage]
     parser = Parser(prog=f"python -m minimind {stage}", description=config.__doc__, allow_abbrev=False)
-    add_fields(parser, config, defaults(_asked_arch(argv), stage))
+    arch = _asked(argv, "arch")
+    sizes = _preset(arch if arch in GENERATIONS else "minimind2", _asked(argv, "preset"), stage)
+    add_fields(parser, config, sizes)
     parsed = config(**vars(parser.parse_args(list(argv))))
     for name in ("epochs", "batch_size", "accumulation_steps", "save_interval", "log_interval", "keep_checkpoints"):
         _at_least(parsed, name, 1)
@@ -109,6 +123,7 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
             why=f"an adapter is a narrow detour around a matrix of {parsed.hidden_size} x {parsed.hidden_size}",
             remedy=f"give --lora_rank {parsed.hidden_size} or less; 8 or 16 are usual",
         )
+    _known_targets(parsed)
     if isinstance(parsed, TrainConfig):  # whether the sizes fit one another, before anything is read
         ModelConfig.for_arch(
             parsed.arch, hidden_size=parsed.hidden_size, num_hidden_layers=parsed.num_hidden_layers, vocab_size=1
@@ -116,12 +131,36 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     return parsed
 
 
-def _asked_arch(argv: Sequence[str]) -> str:
-    """``--arch`` picks the table of defaults, so it is read before the rest."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--arch", default="minimind2")
-    asked = str(early.parse_known_args(list(argv))[0].arch)
-    return asked if asked in GENERATIONS else "minimind2"
+def _known_targets(config: object) -> None:
+    targets = getattr(config, "lora_targets", "all")
+    strange = [name for name in targets.split(",") if name.strip() not in LORA_TARGETS]
+    if strange and targets not in ("square", "all"):
+        raise UsageError(
+            f"--lora_targets {targets} is not possible",
+            why=f"no block has a linear {strange[0].strip()!r}",
+            remedy=f"give square, all, or some of {','.join(LORA_TARGETS)}",
+        )
+
+
+def _asked(argv: Sequence[str], name: str) -> str | None:
+    """A flag that picks the table of defaults, so that it is read before the rest."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument(f"--{name}", nargs="?")
+    return early.parse_known_args(list(argv))[0].__dict__[name]
+
+
+def _preset(arch: str, name: str | None, stage: str) -> dict[str, Any]:
+    """The generation's defaults of a stage, with the sizes of a preset."""
+    if name is None or stage == "tokenizer":
+        return defaults(arch, stage)
+    if (arch, name) not in PRESETS:
+        known = ", ".join(preset for generation, preset in PRESETS if generation == arch)
+        raise UsageError(
+            f"--preset {name} is not possible",
+            why=f"{arch} has no such size",
+            remedy=f"give one of {known}, or --hidden_size and --num_hidden_layers",
+        )
+    return {**defaults(arch, stage), **dataclasses.asdict(PRESETS[arch, name])}
 
 
 def _at_least(config: object, name: str, least: float) -> None:

@@ -6,28 +6,21 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from minimind import checkpoint, lora, tokenizer
+from minimind import tokenizer
 from minimind.flags import Parser, add_fields
 from minimind.model import Cache, MiniMind
-from minimind.rundir import Reason, RunError
+from minimind.uses import WeightsConfig, opened
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig:
+class ChatConfig(WeightsConfig):
     """Talk to trained weights. Without --prompt it reads questions from the terminal, one a line."""
 
-    from_weight: Annotated[str | None, "weights: a file, or a name in save_dir; their shape is found from the file"] = (
-        None
-    )
-    save_dir: Annotated[Path, "where names of weights are looked for"] = Path("out")
-    from_lora: Annotated[Path | None, "adapter on top of them"] = None
-    tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ beside the weights"] = None
     prompt: Annotated[str | None, "ask this once and leave"] = None
     system: Annotated[str | None, "system prompt; default: the template's own"] = None
     raw: Annotated[bool, "continue the prompt as plain text, without the chat template (pretrained weights)"] = False
@@ -113,40 +106,13 @@ def answer_once(
     return words.decode(list(tokens))
 
 
-def fitting_tokenizer(folder: Path | None, weights: Path, model: MiniMind) -> tokenizer.Tokenizer:
-    """The tokenizer given, else the one beside the weights.
-
-    Raises:
-        RunError: when there is none, or its vocabulary is larger than the model's.
-    """
-    words = tokenizer.load(folder or weights.parent / "tokenizer")
-    if words.vocab_size > model.config.vocab_size:
-        raise RunError(
-            f"the tokenizer in {words.folder} is not the model's",
-            why=f"it has {words.vocab_size} entries, the model's embedding {model.config.vocab_size}",
-            remedy="give the tokenizer that the weights were trained with: --tokenizer PATH",
-            reason=Reason.DATA_INVALID,
-        )
-    return words
-
-
 def chat(argv: Sequence[str]) -> int:
     """``python -m minimind chat``; returns the exit code."""
     parser = Parser(prog="python -m minimind chat", description=ChatConfig.__doc__, allow_abbrev=False)
     add_fields(parser, ChatConfig, {})
     config = ChatConfig(**vars(parser.parse_args(list(argv), argparse.Namespace())))
-    if config.from_weight is None:
-        raise RunError(
-            "chat needs weights",
-            why="no --from_weight was given",
-            remedy="give a file, e.g. --from_weight out/full_sft_512.pth",
-            reason=Reason.DATA_MISSING,
-        )
-    weights = checkpoint.find_weights(config.from_weight, config.save_dir)
-    model = checkpoint.load_model(weights, config.device)
-    words = fitting_tokenizer(config.tokenizer, weights, model)
-    if config.from_lora:
-        lora.apply(model, config.from_lora)
+    use = opened(config, verb="chat", device=config.device)
+    model, words = use.model, use.words
     messages: list[dict[str, str]] = []
     for question in [config.prompt] if config.prompt is not None else _questions():
         messages = [*messages[-config.history :], {"role": "user", "content": question}] if config.history else []

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, C hidden, H heads, K key/value heads, D head width, V 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimind.config import ModelConfig
+from minimind.config import ModelConfig, Yarn
 from minimind.rundir import Reason, RunError
 
 
@@ -37,9 +38,30 @@ def rotary_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tenso
     RoFormer (Su et al. 2021) in the half-split layout of Llama.
     """
     exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(positions.float(), 1.0 / config.rope_theta**exponents)
+    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,)
+    if config.yarn is not None:
+        frequencies = stretch(frequencies, config.yarn, theta=config.rope_theta)
+    angles = torch.outer(positions.float(), frequencies)
     angles = torch.cat((angles, angles), -1)  # (T, D)
-    return angles.cos(), angles.sin()
+    scale = config.yarn.attention_factor if config.yarn is not None else 1.0
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def stretch(frequencies: Tensor, yarn: Yarn, *, theta: float) -> Tensor:
+    """Rotary frequencies (D/2,) for longer texts: YaRN (Peng et al. 2023, section 3.2).
+
+    A frequency that turns more than ``beta_fast`` times within the original length stays, one that turns less than
+    ``beta_slow`` times is divided by the factor, and a linear ramp over their indices lies between.
+    """
+    half = len(frequencies)
+
+    def index(turns: float) -> float:  # of the frequency that turns so often within the original length
+        return half * math.log(yarn.original_length / (turns * 2 * math.pi)) / math.log(theta)
+
+    low, high = max(math.floor(index(yarn.beta_fast)), 0), min(math.ceil(index(yarn.beta_slow)), 2 * half - 1)
+    steps = torch.arange(half, device=frequencies.device, dtype=torch.float32) - low
+    ramp = (steps / max(high - low, 0.001)).clamp(0, 1)
+    return frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:

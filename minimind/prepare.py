@@ -21,6 +21,7 @@ from minimind.durable import sha256_file
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
 from minimind.stages.base import Stage, trainable
+from minimind.weights import refuse_differences, refuse_other_tokenizer
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
@@ -31,6 +32,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
             "save_dir",
             "data_path",
             "tokenizer",
+            "any_tokenizer",
+            "preset",
             "from_weight",
             "from_lora",
             "from_resume",
@@ -95,7 +98,7 @@ def prepare(
             remedy="leave --from_resume away to start afresh, or give the --run_dir of the earlier run",
         )
     start = starting_weights(config, stage.info)
-    model = _build(config, words.vocab_size, None if saved and not stage.needs_start_on_resume else start)
+    model = _build(config, words, None if saved and not stage.needs_start_on_resume else start)
     stage.prepare(model)
     identity = {
         "stage": stage.info.name,
@@ -136,6 +139,8 @@ def prepare(
             "stage": stage.info.name,
             "run_id": attempt.dir.root.name,
             "tokenizer_sha256": words.sha256,
+            **({"base_sha256": sha256_file(start)} if start and stage.needs_start_on_resume else {}),
+            **stage.sidecar(model),
         },
     )
     if saved:
@@ -164,12 +169,12 @@ def _must_be_writable(save_dir: Path, ranks: World) -> None:
         )
 
 
-def _build(config: TrainConfig, vocab_size: int, start: Path | None) -> MiniMind:
+def _build(config: TrainConfig, words: tokenizer.Tokenizer, start: Path | None) -> MiniMind:
     asked = ModelConfig.for_arch(
         config.arch,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
-        vocab_size=vocab_size,
+        vocab_size=words.vocab_size,
         use_moe=config.use_moe,
     )
     if start is None:
@@ -183,8 +188,11 @@ def _build(config: TrainConfig, vocab_size: int, start: Path | None) -> MiniMind
             remedy=f"give --arch {found.arch}",
             reason=Reason.DATA_INVALID,
         )
+    refuse_other_tokenizer(words, start, vocab_size=found.vocab_size, any_tokenizer=config.any_tokenizer, exact=True)
     named = ("hidden_size", "num_hidden_layers", "vocab_size", "num_experts")
     same = all(getattr(found, name) == getattr(asked, name) for name in named)
+    with torch.device("meta"):
+        refuse_differences(MiniMind(found if same else asked), state, source=str(start))
     model = MiniMind(found if same else asked)
     checkpoint.strict_load(model, {name: value.float() for name, value in state.items()}, source=str(start))
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minimind.config import ModelConfig
+from minimind.config import LORA_TARGETS, ModelConfig
 
 FP32, FP16 = 4, 2
 PROCESS_BYTES = 350 << 20
@@ -22,13 +22,20 @@ def parameters(config: ModelConfig) -> int:
     return config.vocab_size * c + config.num_hidden_layers * (attention + mlp + 2 * c) + c
 
 
-def adapter_parameters(config: ModelConfig, *, rank: int) -> int:
-    """Parameters of adapters on every square linear: q_proj and o_proj, and whatever else has as many outputs."""
+def adapter_parameters(config: ModelConfig, *, rank: int, targets: str = "square") -> int:
+    """Parameters of adapters on the linears of every block that ``targets`` means (as ``--lora_targets``)."""
     c, wide = config.hidden_size, config.num_attention_heads * config.head_dim
     narrow, inner = config.num_key_value_heads * config.head_dim, config.intermediate_size
     feed_forwards = max(1, config.num_experts + config.num_shared_experts)
-    square = 2 * (wide == c) + 2 * (narrow == c) + 3 * feed_forwards * (inner == c) + (config.num_experts == c)
-    return config.num_hidden_layers * square * 2 * rank * c
+    shapes = [("q_proj", c, wide), ("k_proj", c, narrow), ("v_proj", c, narrow), ("o_proj", wide, c)]
+    shapes += [("gate_proj", c, inner), ("up_proj", c, inner), ("down_proj", inner, c)] * feed_forwards
+    if targets == "square":
+        shapes += [("gate", c, config.num_experts)] if config.num_experts else []
+        chosen = [(width, height) for _, width, height in shapes if width == height]
+    else:
+        named = LORA_TARGETS if targets == "all" else tuple(name.strip() for name in targets.split(","))
+        chosen = [(width, height) for name, width, height in shapes if name in named]
+    return config.num_hidden_layers * rank * sum(width + height for width, height in chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

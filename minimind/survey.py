@@ -200,7 +200,8 @@ def _parameters(stage: str, config: TrainConfig, model: ModelConfig) -> tuple[in
     whole = sizes.parameters(model)
     exported = whole + model.vocab_size * model.hidden_size  # the file names the tied head and the embedding
     if stage == "lora":
-        trained = sizes.adapter_parameters(model, rank=config.lora_rank)  # type: ignore[attr-defined]
+        rank, targets = config.lora_rank, config.lora_targets  # type: ignore[attr-defined]
+        trained = sizes.adapter_parameters(model, rank=rank, targets=targets)
         return trained, trained, 0
     if stage == "dpo":
         return whole, exported, whole

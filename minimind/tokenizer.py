@@ -29,6 +29,7 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}"
     "{% endfor %}"
 )
+TEMPLATE = "chat_template.jinja"
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -45,7 +46,7 @@ class Tokenizer:
         try:
             data, config = (folder / "tokenizer.json").read_bytes(), (folder / "tokenizer_config.json").read_bytes()
             self.backend = tokenizers.Tokenizer.from_str(data.decode())
-            template = str(json.loads(config)["chat_template"])
+            template = _template_of(folder, json.loads(config))
             self._template = _environment().from_string(template)
         except FileNotFoundError as error:
             raise RunError(
@@ -61,6 +62,7 @@ class Tokenizer:
                 remedy="copy tokenizer.json and tokenizer_config.json again from where the weights came from",
                 reason=Reason.DATA_INVALID,
             ) from error
+        self.template = template
         self.backend.no_padding()
         self.backend.no_truncation()
         self.sha256 = hashlib.sha256(data + b"\0" + template.encode()).hexdigest()
@@ -172,6 +174,24 @@ def _environment() -> jinja2.Environment:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     return environment
+
+
+def _template_of(folder: Path, config: Mapping[str, Any]) -> str:
+    """The chat template: a file of its own, as transformers writes it now, else an entry of tokenizer_config.json."""
+    apart = folder / TEMPLATE
+    return apart.read_text() if apart.is_file() else str(config["chat_template"])
+
+
+def files_of(words: Tokenizer) -> dict[str, bytes]:
+    """The files that transformers (4 and 5) and we ourselves read a tokenizer from, by name."""
+    config = json.loads((words.folder / "tokenizer_config.json").read_bytes())
+    return {
+        "tokenizer.json": (words.folder / "tokenizer.json").read_bytes(),
+        "tokenizer_config.json": json.dumps(
+            {**config, "chat_template": words.template}, ensure_ascii=False, indent=2
+        ).encode(),
+        TEMPLATE: words.template.encode(),
+    }
 
 
 @functools.cache

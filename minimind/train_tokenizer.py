@@ -10,7 +10,8 @@ from minimind import jsonl, tokenizer
 from minimind.attempt import Attempt
 from minimind.catalog import CATALOG, TOKENIZER_FILES
 from minimind.config import TokenizerConfig
-from minimind.durable import link_over, write_sums
+from minimind.durable import link_over, sha256_file, write_sums
+from minimind.rundir import RunError
 
 
 def _texts(line: Mapping[str, Any]) -> list[str]:
@@ -25,6 +26,27 @@ def _read(path: Path, *, skip_bad_lines: int) -> Iterator[str]:
         yield from texts
     if faults.bad or faults.blank:
         print(faults.told(path.name), flush=True)
+
+
+def keep_the_one_before(folder: Path, new_sha256: str) -> Path | None:
+    """Let a tokenizer that is about to be replaced keep its files in ``tokenizer.<first 8 of its sha256>/`` beside it.
+
+    Returns:
+        that folder, or None when there is none to keep or it is the new one.
+    """
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not files:
+        return None
+    try:
+        sha256 = tokenizer.Tokenizer(folder).sha256
+    except RunError:  # damaged, but not ours to throw away
+        sha256 = sha256_file(files[0])
+    if sha256 == new_sha256:
+        return None
+    kept = folder.with_name(f"{folder.name}.{sha256[:8]}")
+    for file in files:
+        link_over(file, kept / file.name)
+    return kept
 
 
 def train_tokenizer(config: TokenizerConfig, argv: list[str]) -> None:
@@ -44,6 +66,9 @@ def train_tokenizer(config: TokenizerConfig, argv: list[str]) -> None:
         tokenizer.train(_read(data_path, skip_bad_lines=config.skip_bad_lines), folder, vocab_size=config.vocab_size)
         made = tokenizer.Tokenizer(folder)
         write_sums(attempt.dir.export)
+        kept = keep_the_one_before(config.save_dir / "tokenizer", made.sha256)
+        if kept:
+            print(f"kept the tokenizer that was there as {kept}: weights trained with it need it (--tokenizer {kept})")
         for name in TOKENIZER_FILES:
             link_over(folder / name, config.save_dir / "tokenizer" / name)
         print(f"wrote {config.save_dir / 'tokenizer'} ({made.vocab_size} entries)", flush=True)

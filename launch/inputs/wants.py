@@ -8,9 +8,16 @@ from pathlib import Path, PurePosixPath
 
 from launch import flags as trainer_flags
 from launch.errors import Exit, LaunchError
-from minimind.catalog import CATALOG, PATH_FLAGS, TOKENIZER_FILES, StageInfo, weights_file
+from minimind.catalog import (
+    CATALOG,
+    DEFAULT_PRESET,
+    PATH_FLAGS,
+    PRESETS,
+    TOKENIZER_FILES,
+    StageInfo,
+    weights_file,
+)
 
-DEFAULT_HIDDEN_SIZE = 512
 DEFAULT_LORA_NAME = "lora_identity"
 
 
@@ -111,11 +118,15 @@ def _data(info: StageInfo, flags: Sequence[str], places: Places) -> Want:
 def _weights(flag: str, value: str, what: str, flags: Sequence[str], places: Places) -> Want:
     if "/" in value or value.endswith(".pth"):
         return _named(flag, value, what, places, folder="out", remedy="correct that path")
+    arch = trainer_flags.value_of(flags, "arch") or "minimind2"
+    preset = trainer_flags.value_of(flags, "preset") or DEFAULT_PRESET.get(arch, "")
+    sizes = PRESETS.get((arch, preset), PRESETS["minimind2", "small"])  # an unknown one the trainer refuses
     hidden = trainer_flags.value_of(flags, "hidden_size") or ""
+    moe_said = any(trainer_flags.value_of(flags, name) is not None for name in ("use_moe", "no_use_moe"))
     name = weights_file(
         f"lora/{value}" if flag == "from_lora" else value,
-        hidden_size=int(hidden) if hidden.isdecimal() else DEFAULT_HIDDEN_SIZE,
-        use_moe=trainer_flags.is_on(flags, "use_moe"),
+        hidden_size=int(hidden) if hidden.isdecimal() else sizes.hidden_size,
+        use_moe=trainer_flags.is_on(flags, "use_moe") if moe_said else sizes.use_moe,
     )
     writers = [stage for stage, info in CATALOG.items() if info.writes == value]
     train = f"train it first with `launch run {writers[0]} --host {places.host}`, or " if writers else ""

@@ -58,6 +58,10 @@ class Stage(abc.ABC):
         """The state dict to export."""
         return model.state_dict()
 
+    def sidecar(self, model: MiniMind) -> dict[str, Any]:
+        """What the description beside the weights says of this stage."""
+        return {}
+
     def to(self, device: Any) -> None:
         """Move what the stage keeps beside the model."""
 

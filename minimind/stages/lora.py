@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class LoraSft(Stage):
         if self.config.from_lora:
             lora.apply(model, self.config.from_lora)
         else:
-            lora.inject(model, rank=self.config.lora_rank)
+            lora.inject(model, rank=self.config.lora_rank, targets=self.config.lora_targets)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -41,6 +42,10 @@ class LoraSft(Stage):
         """Cross-entropy summed over the batch's N answer tokens."""
         logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
         return cross_entropy_sum(logits, batch.targets), batch.count, {}
+
+    def sidecar(self, model: MiniMind) -> dict[str, Any]:
+        """Ranks and targets; the file's keys and shapes say them too."""
+        return {"lora": lora.describe(model)}
 
     def weights(self, model: MiniMind) -> dict[str, Tensor]:
         """The adapters alone."""

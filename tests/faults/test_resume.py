@@ -91,14 +91,26 @@ def close(one, other, rel=1e-6):
         assert (a["tokens"], a["targets"]) == (b["tokens"], b["targets"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_equal_one_rank_with_twice_the_accumulation(folder, stage):
-    flags = (*TINY, *STAGES[stage], "--batch_size", "3")
-    one = corpus.train_here(folder, stage, *flags, "--accumulation_steps", "4", run=f"{stage}-1x4")
-    corpus.train_apart(folder, stage, *flags, "--accumulation_steps", "2", run=f"{stage}-2x2", nproc=2)
-    close(corpus.metrics(folder / "runs" / f"{stage}-2x2"), one)
+EVERY_LINEAR = (
+    "--lora_targets",
+    "all",
+    "--lora_rank",
+    "3",
+    "--lora_name",
+    "everywhere",
+    "--data_path",
+    "dataset/lora_identity.jsonl",
+)
+
+
+@pytest.mark.parametrize(("stage", "more"), [*((stage, ()) for stage in STAGES), ("lora", EVERY_LINEAR)])
+def test_two_ranks_equal_one_rank_with_twice_the_accumulation(folder, stage, more):
+    flags, run = (*TINY, *STAGES[stage], "--batch_size", "3", *more), f"{stage}{len(more)}"
+    one = corpus.train_here(folder, stage, *flags, "--accumulation_steps", "4", run=f"{run}-1x4")
+    corpus.train_apart(folder, stage, *flags, "--accumulation_steps", "2", run=f"{run}-2x2", nproc=2)
+    close(corpus.metrics(folder / "runs" / f"{run}-2x2"), one)
     first, second = (
-        torch.load(next((folder / "runs" / f"{stage}-{n}" / "export").rglob("*.pth")), weights_only=True)
+        torch.load(next((folder / "runs" / f"{run}-{n}" / "export").rglob("*.pth")), weights_only=True)
         for n in ("1x4", "2x2")
     )
     assert all(torch.allclose(first[k].float(), second[k].float(), atol=2e-3) for k in first)

@@ -97,7 +97,7 @@ def test_missing_left_over_and_misshapen_tensors_are_named(tmp_path, good):
 
 def test_no_file_a_folder_and_an_empty_file_are_told_apart(tmp_path):
     refused(tmp_path / "none.pth", "does not exist", reason=Reason.DATA_MISSING)
-    refused(tmp_path, "no weights file", reason=Reason.DATA_MISSING)
+    refused(tmp_path, "is a folder", reason=Reason.DATA_MISSING)
     (tmp_path / "empty.pth").touch()
     refused(tmp_path / "empty.pth", "no weights file")
 

@@ -112,3 +112,33 @@ def train_apart(folder: pathlib.Path, stage: str, *flags: str, run: str, nproc: 
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def original_tokenizers() -> dict[str, pathlib.Path]:
+    """MiniMind's own tokenizers by generation, where this machine has them (MINIMIND_DATA, or beside the checkout)."""
+    for folder in (os.environ.get("MINIMIND_DATA"), ROOT.parent / "shared" / "data"):
+        found = {arch: pathlib.Path(folder or "-") / f"tokenizer-{arch}" for arch in ("minimind2", "minimind3")}
+        if all((path / "tokenizer.json").is_file() for path in found.values()):
+            return found
+    return {}
+
+
+def random_weights(
+    path: pathlib.Path, arch: str, *, vocab_size: int, use_moe: bool = False, seed: int = 1, dtype="half"
+):
+    """A weights file of a small model whose every number counts (norms and adapters' bases included)."""
+    import torch
+
+    from minimind.config import ModelConfig
+    from minimind.model import MiniMind
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": vocab_size, "use_moe": use_moe}
+    model = MiniMind(ModelConfig.for_arch(arch, **sizes))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: getattr(value, dtype)() for name, value in model.state_dict().items()}, path)
+    return path

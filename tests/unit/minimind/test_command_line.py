@@ -66,6 +66,28 @@ def test_defaults_are_those_of_the_generation(stage, words, expected):
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--preset", "small"], (512, 8, False)),
+        (["--preset", "base"], (768, 16, False)),
+        (["--preset=moe"], (640, 8, True)),
+        (["--arch", "minimind3", "--preset", "base"], (768, 8, False)),
+        (["--arch", "minimind3", "--preset", "moe"], (768, 8, True)),
+        (["--hidden_size", "64", "--preset", "moe", "--use_moe", "0"], (64, 8, False)),
+    ],
+)
+def test_presets_have_the_published_sizes_and_single_flags_win(words, expected):
+    read = flags.parse("pretrain", words)
+    assert (read.hidden_size, read.num_hidden_layers, read.use_moe) == expected
+
+
+@pytest.mark.parametrize("words", [["--preset", "large"], ["--arch", "minimind3", "--preset", "small"]])
+def test_a_size_that_a_generation_has_not_is_usage(words):
+    with pytest.raises(UsageError, match="--preset"):
+        flags.parse("pretrain", words)
+
+
 def test_the_two_generations_differ_in_dpo_and_adapters_as_published():
     second, third = (flags.parse("dpo", ["--arch", arch]) for arch in ("minimind2", "minimind3"))
     assert (second.beta, second.length_normalised, third.beta, third.length_normalised) == (0.1, True, 0.15, False)

@@ -135,10 +135,12 @@ def test_what_keeps_the_step_equal_at_another_number_of_ranks_does(folder):
 @pytest.mark.parametrize(("hidden", "layers"), [(64, 2), (192, 3), (768, 1)])
 def test_parameters_are_those_of_the_model(arch, moe, hidden, layers):
     config = ModelConfig.for_arch(arch, hidden_size=hidden, num_hidden_layers=layers, vocab_size=500, use_moe=moe)
-    model = MiniMind(config)
-    assert sizes.parameters(config) == sum(p.numel() for p in model.parameters())
-    lora.inject(model, rank=4)
-    assert sizes.adapter_parameters(config, rank=4) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sizes.parameters(config) == sum(p.numel() for p in MiniMind(config).parameters())
+    for targets in ("square", "all", "v_proj, down_proj"):
+        model = MiniMind(config)
+        lora.inject(model, rank=4, targets=targets)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert sizes.adapter_parameters(config, rank=4, targets=targets) == trained
 
 
 def test_the_memory_estimate_is_within_a_factor_of_two_of_what_a_rank_takes(folder):
