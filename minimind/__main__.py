@@ -14,6 +14,7 @@ from minimind.process import PR_SET_PDEATHSIG, prctl
 USES = {
     "chat": ("minimind.generate", "chat"),
     "eval": ("minimind.evaluate", "evaluate"),
+    "serve": ("minimind.serve", "serve"),
 }
 """Use -> module and function, imported when it is asked for."""
 HELP = """usage: python -m minimind <stage> [flags]      train (also under torchrun -m minimind …)
@@ -62,6 +63,9 @@ def main(argv: list[str]) -> int:
         code = report(error)
         # torchrun answers a failed rank with a page of its own; where all ranks left together exit.json says it all
         return 0 if "MINIMIND_ATTEMPT" in os.environ and error.agreed else code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
     except Exception as error:
         return report(error)
 

@@ -12,31 +12,25 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from minimind import checkpoint, jsonl, lora, shards
+from minimind import jsonl, shards
 from minimind.batches import Reader
 from minimind.config import UsageError
+from minimind.dialogue import Speaker, readable, visible
 from minimind.durable import publish
-from minimind.flags import Parser, add_fields
-from minimind.generate import answer_once, fitting_tokenizer
+from minimind.generate import WeightsConfig, opened, parsed
 from minimind.losses import cross_entropy_sum, sum_by_document, token_log_probs
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
-from minimind.tokenizer import Tokenizer
+from minimind.sampling import Sampling, generate_all
 
 BATCH = 16
 KINDS: dict[str, shards.Kind] = {"text": "text", "conversations": "chat", "chosen": "pair"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(WeightsConfig):
     """Measure weights on held-out data, or let them answer a sheet of prompts."""
 
-    from_weight: Annotated[str | None, "weights: a file, or a name in save_dir; their shape is found from the file"] = (
-        None
-    )
-    save_dir: Annotated[Path, "where names of weights are looked for"] = Path("out")
-    from_lora: Annotated[Path | None, "adapter on top of them"] = None
-    tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ beside the weights"] = None
     data_path: Annotated[Path | None, "JSONL of texts, conversations or pairs; which, its first line says"] = None
     prompts: Annotated[Path | None, "text file with a prompt a line"] = None
     sheet: Annotated[Path | None, "markdown file that the answers go to; default: the console"] = None
@@ -44,7 +38,7 @@ class EvalConfig:
     max_new_tokens: Annotated[int, "longest answer, in tokens"] = 256
     seed: Annotated[int, "decides the sampling of answers"] = 42
     temperature: Annotated[float, "0 always takes the likeliest token"] = 0.0
-    device: Annotated[str, "cpu, cuda or cuda:N"] = "cpu"
+    top_p: Annotated[float, "sample from the likeliest tokens that hold this much probability"] = 0.85
 
 
 def kind_of(path: Path) -> shards.Kind:
@@ -95,38 +89,41 @@ def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int) -> dict[s
     return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "targets": targets}
 
 
-def sheet(model: MiniMind, words: Tokenizer, prompts: Sequence[str], config: EvalConfig) -> str:
-    """Each prompt with its answer, as markdown."""
+def sheet(model: MiniMind, speaker: Speaker, prompts: Sequence[str], config: EvalConfig) -> str:
+    """Each prompt with its answer, as markdown; a batch of prompts is answered at once."""
+    asked = [
+        (speaker.continued(prompt), "") if speaker.raw else speaker.asked([{"role": "user", "content": prompt}])
+        for prompt in prompts
+    ]
+    sampling = Sampling(
+        max_new_tokens=config.max_new_tokens,
+        stop_ids=speaker.stop_ids,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed,
+    )
     parts = [f"# Answers of {config.from_weight}{f' with {config.from_lora}' if config.from_lora else ''}\n"]
-    for prompt in prompts:
-        answer = answer_once(
-            model,
-            words,
-            [{"role": "user", "content": prompt}],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-        )
-        parts.append(f"\n## {prompt}\n\n{answer.strip()}\n")
+    for first in range(0, len(prompts), BATCH):
+        some = slice(first, first + BATCH)
+        answers = generate_all(model, [ids for ids, _ in asked[some]], sampling)
+        for prompt, (_, opened), ids in zip(prompts[some], asked[some], answers, strict=True):
+            text = speaker.words.decode(ids)
+            shown = visible(text).strip() if speaker.raw else readable(text, opened)
+            parts.append(f"\n## {visible(prompt)}\n\n{shown}\n")
     return "".join(parts)
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """``python -m minimind eval``; one JSON object on stdout, and the sheet; returns the exit code."""
-    parser = Parser(prog="python -m minimind eval", description=EvalConfig.__doc__, allow_abbrev=False)
-    add_fields(parser, EvalConfig, {})
-    config = EvalConfig(**vars(parser.parse_args(list(argv))))
-    if config.from_weight is None or (config.data_path is None and config.prompts is None):
+    config = parsed("eval", EvalConfig, argv)
+    if config.data_path is None and config.prompts is None:
         raise UsageError(
-            "eval needs weights and something to measure them on",
-            why="--from_weight and one of --data_path and --prompts must be given",
+            "eval needs something to measure the weights on",
+            why="one of --data_path and --prompts must be given",
             remedy="python -m minimind eval --from_weight out/full_sft_512.pth --data_path held_out.jsonl",
         )
-    weights = checkpoint.find_weights(config.from_weight, config.save_dir)
-    model = checkpoint.load_model(weights, config.device)
-    words = fitting_tokenizer(config.tokenizer, weights, model)
-    if config.from_lora:
-        lora.apply(model, config.from_lora)
+    model, speaker = opened(config)
+    words = speaker.words
     if config.data_path:
         kind = kind_of(config.data_path)
         if kind == "text" and model.config.arch == "minimind3":
@@ -145,6 +142,6 @@ def evaluate(argv: Sequence[str]) -> int:
                 remedy="give a UTF-8 text file with a prompt a line",
                 reason=Reason.DATA_MISSING,
             ) from error
-        text = sheet(model, words, prompts, config)
+        text = sheet(model, speaker, prompts, config)
         publish(config.sheet, text.encode(), mode=0o644) if config.sheet else print(text, end="", flush=True)
     return 0

@@ -16,6 +16,8 @@ from minimind.rundir import Reason, RunError
 
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HEADER = f"{BOS}assistant\n"
+THINKING = ("open_thinking", "enable_thinking")
+"""What templates call the switch for thoughts before the answer."""
 ROLES = ("system", "user", "assistant", "tool")
 # minimind2's format: a default system turn, and the answer's header is written by the user's turn.
 CHAT_TEMPLATE = (
@@ -44,7 +46,7 @@ class Tokenizer:
         try:
             data, config = (folder / "tokenizer.json").read_bytes(), (folder / "tokenizer_config.json").read_bytes()
             self.backend = tokenizers.Tokenizer.from_str(data.decode())
-            template = str(json.loads(config)["chat_template"])
+            self.template = template = str(json.loads(config)["chat_template"])
             environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
             self._template = environment.from_string(template)
         except FileNotFoundError as error:
@@ -86,15 +88,21 @@ class Tokenizer:
         """Text of the ids."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
 
-    def render(self, messages: Messages) -> str:
-        """The conversation as the model reads it.
+    @property
+    def can_think(self) -> bool:
+        """Whether the chat template can open a block of thoughts before the answer."""
+        return any(name in self.template for name in THINKING)
+
+    def render(self, messages: Messages, *, answering: bool = False, think: bool = False) -> str:
+        """The conversation as the model reads it; ``answering`` adds what the template puts before an answer.
 
         Raises:
             RunError: when the template refuses it.
         """
         try:
             tools = next((message["tools"] for message in messages if message.get("tools")), None)
-            return str(self._template.render(messages=messages, tools=tools, add_generation_prompt=False))
+            switches = {"add_generation_prompt": answering, **dict.fromkeys(THINKING, think)}
+            return str(self._template.render(messages=messages, tools=tools, **switches))
         except jinja2.TemplateError as error:
             raise RunError(
                 "the chat template refuses this conversation",
@@ -124,10 +132,10 @@ class Tokenizer:
             spans.append((start, len(upto)))
         return text, spans
 
-    def prompt(self, messages: Messages) -> str:
-        """Text up to where the assistant begins to answer."""
-        text = self.render(messages)
-        return text if text.endswith(HEADER) else text + HEADER
+    def prompt(self, messages: Messages, *, think: bool = False) -> str:
+        """Text up to where the assistant begins to answer, with what the template opens for it (minimind3's thoughts)."""
+        text = self.render(messages, answering=True, think=think)
+        return text if HEADER in text.rpartition(EOS)[2] else text + HEADER
 
 
 @functools.cache
