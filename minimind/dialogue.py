@@ -46,9 +46,9 @@ class Speaker:
         """Token ids of a plain text to go on with; minimind3 begins each text of its pretraining with bos."""
         return [self.words.bos_id] * (self.config.arch == "minimind3") + self.words.encode(text)
 
-    def asked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], str]:
+    def asked(self, messages: Sequence[Mapping[str, Any]], *, think: bool | None = None) -> tuple[list[int], str]:
         """Token ids of a conversation up to the answer, and what the template has opened for it (``<think>``)."""
-        text = self.words.prompt(messages, think=self.think)
+        text = self.words.prompt(messages, think=self.think if think is None else think)
         return self.words.encode(text), text.rpartition(HEADER)[2]
 
     def fitted(

@@ -106,9 +106,9 @@ def sheet(model: MiniMind, speaker: Speaker, prompts: Sequence[str], config: Eva
     for first in range(0, len(prompts), BATCH):
         some = slice(first, first + BATCH)
         answers = generate_all(model, [ids for ids, _ in asked[some]], sampling)
-        for prompt, (_, opened), ids in zip(prompts[some], asked[some], answers, strict=True):
+        for prompt, (_, begun), ids in zip(prompts[some], asked[some], answers, strict=True):
             text = speaker.words.decode(ids)
-            shown = visible(text).strip() if speaker.raw else readable(text, opened)
+            shown = visible(text).strip() if speaker.raw else readable(text, begun)
             parts.append(f"\n## {visible(prompt)}\n\n{shown}\n")
     return "".join(parts)
 

@@ -262,7 +262,7 @@ class Chat:
         )
         if dropped:
             print(
-                f"(the {dropped} oldest of {len(self.past)} earlier questions no longer fit the model and are left out)",
+                f"(the {dropped} oldest of {len(self.past)} earlier questions no longer fit and are left out)",
                 file=sys.stderr,
                 flush=True,
             )

@@ -133,7 +133,7 @@ class Tokenizer:
         return text, spans
 
     def prompt(self, messages: Messages, *, think: bool = False) -> str:
-        """Text up to where the assistant begins to answer, with what the template opens for it (minimind3's thoughts)."""
+        """Text up to where the assistant begins to answer, with what the template opens for it (thoughts)."""
         text = self.render(messages, answering=True, think=think)
         return text if HEADER in text.rpartition(EOS)[2] else text + HEADER
 
