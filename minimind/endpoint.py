@@ -94,6 +94,8 @@ class Endpoint:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
                 await answering
+        except asyncio.CancelledError:  # the server leaves, and this client does not even read what it was sent
+            return
         finally:
             job.wanted = False
             for task in (answering, leaving):

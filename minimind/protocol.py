@@ -75,7 +75,7 @@ def asked(body: Mapping[str, Any], speaker: Speaker, defaults: Defaults, *, chat
     positions = speaker.config.max_position_embeddings
     if len(ids) + (most or 1) > positions:
         raise Refused(
-            f"the model has {positions} positions; asked for were {len(ids)} tokens of prompt and {most or 1} of answer",
+            f"the model has {positions} positions; asked for are {len(ids)} tokens of prompt, {most or 1} of answer",
             param="messages" if chat else "prompt",
             code="context_length_exceeded",
         )

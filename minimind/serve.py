@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from minimind import checkpoint
 from minimind.config import UsageError
 from minimind.dialogue import Speaker
 from minimind.endpoint import Endpoint
@@ -23,6 +26,8 @@ from minimind.protocol import Defaults
 from minimind.rundir import Reason, RunError
 
 KEY_VARIABLE = "MINIMIND_API_KEY"
+LAST_WORDS_S = 2
+"""What clients get to read the end of an answer that was cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +111,19 @@ def application(config: ServeConfig, speaker: Speaker, engine: Engine, name: str
     from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse
 
-    async def http_error(request: Any, error: Exception) -> Any:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        said = {404: "there is no such path here", 405: "this path takes another method"}.get(status, "refused")
-        headers = getattr(error, "headers", None)
-        return JSONResponse(Refused(said, status=status).body, status_code=status, headers=headers)
+    async def told(request: Any, error: Exception) -> Any:
+        if isinstance(error, HTTPException):  # starlette's own
+            said = {404: "there is no such path here", 405: "this path takes another method"}
+            error = Refused(said.get(error.status_code, "refused"), status=error.status_code, headers=error.headers)
+        if not isinstance(error, Refused):  # a bug of ours: the guard writes it down, the client learns no more
+            error = Refused("the server broke; its log says how", status=500)
+        return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
     defaults = Defaults(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
     endpoint = Endpoint(speaker, engine, name=name, defaults=defaults, max_body_bytes=config.max_body_bytes)
-    app = Starlette(routes=endpoint.routes(), exception_handlers={HTTPException: http_error})
+    app = Starlette(
+        routes=endpoint.routes(), exception_handlers=dict.fromkeys((HTTPException, Refused, Exception), told)
+    )
     names = {"localhost", config.host.lower(), *(n.strip().lower() for n in config.allow_host.split(","))} - {""}
     return Guard(app, names=frozenset(names), key=key)
 
@@ -135,14 +144,25 @@ def serve(argv: Sequence[str]) -> int:
     key = api_key(config)
     listening = listen(config, keyed=key is not None)
     model, speaker = opened(config)
-    stem = Path(config.from_weight or "").stem
+    stem = checkpoint.find_weights(config.from_weight or "", config.save_dir).stem
     name = config.model_name or (f"{stem}+{config.from_lora.stem}" if config.from_lora else stem)
     engine = Engine(model, rows=config.rows, queue=config.queue)
     host, port = listening.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"serving {name} at {url}/v1", flush=True)
     print(_how_to_ask(url, name, raw=speaker.raw, keyed=key is not None), file=sys.stderr, flush=True)
-    server = uvicorn.Server(
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            super().handle_exit(sig, frame)  # no new connections; those that are here go on
+            if not asked_to_stop:
+                asked_to_stop.append(sig)
+                timer = threading.Timer(config.drain_s, engine.close)  # ends what is left with a word to its client
+                timer.daemon = True
+                timer.start()
+
+    asked_to_stop: list[int] = []
+    server = Server(
         uvicorn.Config(
             application(config, speaker, engine, name, key),
             log_level="warning",
@@ -150,12 +170,11 @@ def serve(argv: Sequence[str]) -> int:
             server_header=False,
             lifespan="off",
             ws="none",
-            timeout_graceful_shutdown=max(1, round(config.drain_s)),
+            timeout_graceful_shutdown=math.ceil(config.drain_s) + LAST_WORDS_S,
         )
     )
-    asked_to_stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn stops on them, then raises them once more for us
-        signal.signal(number, lambda number, _: asked_to_stop.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them over, and raises them once more when it is done
+        signal.signal(number, signal.SIG_IGN)
     try:
         server.run(sockets=[listening])
     finally:
