@@ -197,7 +197,8 @@ class Splitter:
             return self._opening(last)
         if self._state in ("thought", "tagged"):
             return self._inside("</think>" if self._state == "thought" else "</answer>", last)
-        given, self._held = self._held, ""
+        given, self._held = (self._held.lstrip() if self._state == "after" else self._held), ""
+        self._state = "plain" if given else self._state
         return "answer", given
 
     def _opening(self, last: bool) -> tuple[Kind, str]:
@@ -220,9 +221,7 @@ class Splitter:
             self._fresh = not self._held
         part, found, rest = self._held.partition(tag)
         if found:
-            self._state, self._held = ("between" if kind == "thought" else "plain"), rest
-            if self._state == "plain":
-                self._held = rest.lstrip("\n")
+            self._state, self._held = ("between" if kind == "thought" else "after"), rest
             return kind, part.rstrip("\n")
         # newlines before the closing tag belong to it
         at = len(part) - overlap(part, tag)

@@ -234,7 +234,18 @@ def test_requests_beyond_the_queue_are_told_to_come_back_and_those_in_it_are_ans
 def test_the_key_comes_from_a_file_or_the_environment_and_is_asked_of_everybody(folder):
     (folder / "key").write_text("a-secret-key\n")
     (folder / "key").chmod(0o600)
-    flags = ("--from_weight", "full_sft", "--api_key_file", "key", "--host", "0.0.0.0", "--allow_host", "box.lan", "--drain_s", "60")
+    flags = (
+        "--from_weight",
+        "full_sft",
+        "--api_key_file",
+        "key",
+        "--host",
+        "0.0.0.0",
+        "--allow_host",
+        "box.lan",
+        "--drain_s",
+        "60",
+    )
     with serving.serving(*flags, cwd=folder) as process:
         assert exchange(process.port, request("/v1/models"))[0] == 401
         assert exchange(process.port, request("/v1/models", Authorization="Bearer a-secret-kez"))[0] == 401
