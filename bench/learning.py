@@ -104,8 +104,8 @@ def measured(folder: pathlib.Path, goal: Goal, weight: str | None, adapter: str 
 
     from minimind import checkpoint, evaluate, lora, shards, tokenizer
     from minimind.config import ModelConfig
-    from minimind.generate import answer_once
     from minimind.model import MiniMind
+    from minimind.sampling import Sampling, generate_all
 
     words = tokenizer.load(folder / "out" / "tokenizer")
     if weight is None:
@@ -123,7 +123,9 @@ def measured(folder: pathlib.Path, goal: Goal, weight: str | None, adapter: str 
         return float(evaluate.measure(model, data, max_seq_len=512)[goal.number])
     wanted = NAME.search if goal.number == "name" else THOUGHT.fullmatch
     asked = [json.loads(line)["conversations"][:1] for line in path.read_text().splitlines()][:30]
-    answers = [answer_once(model, words, ask, max_new_tokens=160, temperature=0.0, seed=0) for ask in asked]
+    likeliest = Sampling(max_new_tokens=160, stop_ids=frozenset({words.eos_id}), temperature=0.0)
+    prompts = [words.encode(words.prompt(ask)) for ask in asked]
+    answers = [words.decode(ids) for ids in generate_all(model, prompts, likeliest)]
     return sum(wanted(answer) is not None for answer in answers) / len(answers)
 
 

@@ -16,6 +16,7 @@ USES = {
     "eval": ("minimind.evaluate", "evaluate"),
     "export": ("minimind.export", "export"),
     "plan": ("minimind.plan", "plan"),
+    "serve": ("minimind.serve", "serve"),
 }
 """Use -> module and function, imported when it is asked for."""
 HELP = """usage: python -m minimind <stage> [flags]      train (also under torchrun -m minimind …)
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> int:
         # torchrun answers a failed rank with a page of its own; where all ranks left together exit.json says it all
         return 0 if "MINIMIND_ATTEMPT" in os.environ and error.agreed else code
     except KeyboardInterrupt:
-        print("interrupted before the first step", file=sys.stderr, flush=True)
+        print("interrupted", file=sys.stderr, flush=True)
         return 130
     except Exception as error:
         return report(error)

@@ -15,21 +15,20 @@ import torch
 from minimind import jsonl, shards
 from minimind.batches import Reader
 from minimind.config import UsageError
+from minimind.dialogue import Speaker, readable, visible
 from minimind.durable import publish
-from minimind.flags import Parser, add_fields
-from minimind.generate import answer_once
 from minimind.losses import cross_entropy_sum, sum_by_document, token_log_probs
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
-from minimind.tokenizer import Tokenizer
-from minimind.uses import WeightsConfig, opened
+from minimind.sampling import Sampling, generate_all
+from minimind.uses import SpokenConfig, parsed, spoken
 
 BATCH = 16
 KINDS: dict[str, shards.Kind] = {"text": "text", "conversations": "chat", "chosen": "pair"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(WeightsConfig):
+class EvalConfig(SpokenConfig):
     """Measure weights on held-out data, or let them answer a sheet of prompts."""
 
     data_path: Annotated[Path | None, "JSONL of texts, conversations or pairs; which, its first line says"] = None
@@ -39,7 +38,7 @@ class EvalConfig(WeightsConfig):
     max_new_tokens: Annotated[int, "longest answer, in tokens"] = 256
     seed: Annotated[int, "decides the sampling of answers"] = 42
     temperature: Annotated[float, "0 always takes the likeliest token"] = 0.0
-    device: Annotated[str, "cpu, cuda or cuda:N"] = "cpu"
+    top_p: Annotated[float, "sample from the likeliest tokens that hold this much probability"] = 0.85
 
 
 def kind_of(path: Path) -> shards.Kind:
@@ -48,7 +47,7 @@ def kind_of(path: Path) -> shards.Kind:
     Raises:
         RunError: DATA_MISSING or DATA_INVALID.
     """
-    for _, line in jsonl.parse_lines(path, lambda line: line, skip_bad_lines=0):
+    for _, line in jsonl.parse_lines(path, lambda line: line, skip_bad_lines=0, faults=[]):
         for key, kind in KINDS.items():
             if key in line:
                 return kind
@@ -90,36 +89,42 @@ def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int) -> dict[s
     return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "targets": targets}
 
 
-def sheet(model: MiniMind, words: Tokenizer, prompts: Sequence[str], config: EvalConfig) -> str:
-    """Each prompt with its answer, as markdown."""
+def sheet(model: MiniMind, speaker: Speaker, prompts: Sequence[str], config: EvalConfig) -> str:
+    """Each prompt with its answer, as markdown; a batch of prompts is answered at once."""
+    asked = [
+        (speaker.continued(prompt), "") if speaker.raw else speaker.asked([{"role": "user", "content": prompt}])
+        for prompt in prompts
+    ]
+    sampling = Sampling(
+        max_new_tokens=config.max_new_tokens,
+        stop_ids=speaker.stop_ids,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed,
+    )
     with_adapters = f" with {', '.join(config.from_lora)}" if config.from_lora else ""
     parts = [f"# Answers of {config.from_weight}{with_adapters}\n"]
-    for prompt in prompts:
-        answer = answer_once(
-            model,
-            words,
-            [{"role": "user", "content": prompt}],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-        )
-        parts.append(f"\n## {prompt}\n\n{answer.strip()}\n")
+    for first in range(0, len(prompts), BATCH):
+        some = slice(first, first + BATCH)
+        answers = generate_all(model, [ids for ids, _ in asked[some]], sampling)
+        for prompt, (_, begun), ids in zip(prompts[some], asked[some], answers, strict=True):
+            text = speaker.words.decode(ids)
+            shown = visible(text).strip() if speaker.raw else readable(text, begun)
+            parts.append(f"\n## {visible(prompt)}\n\n{shown}\n")
     return "".join(parts)
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """``python -m minimind eval``; one JSON object on stdout, and the sheet; returns the exit code."""
-    parser = Parser(prog="python -m minimind eval", description=EvalConfig.__doc__, allow_abbrev=False)
-    add_fields(parser, EvalConfig, {})
-    config = EvalConfig(**vars(parser.parse_args(list(argv))))
-    if config.from_weight is None or (config.data_path is None and config.prompts is None):
+    config = parsed("eval", EvalConfig, argv)
+    if config.data_path is None and config.prompts is None:
         raise UsageError(
-            "eval needs weights and something to measure them on",
-            why="--from_weight and one of --data_path and --prompts must be given",
+            "eval needs something to measure the weights on",
+            why="one of --data_path and --prompts must be given",
             remedy="python -m minimind eval --from_weight out/full_sft_512.pth --data_path held_out.jsonl",
         )
-    use = opened(config, verb="eval", device=config.device)
-    model, words = use.model, use.words
+    model, speaker = spoken(config, verb="eval")
+    words = speaker.words
     if config.data_path:
         kind = kind_of(config.data_path)
         if kind == "text" and model.config.arch == "minimind3":
@@ -138,6 +143,6 @@ def evaluate(argv: Sequence[str]) -> int:
                 remedy="give a UTF-8 text file with a prompt a line",
                 reason=Reason.DATA_MISSING,
             ) from error
-        text = sheet(model, words, prompts, config)
+        text = sheet(model, speaker, prompts, config)
         publish(config.sheet, text.encode(), mode=0o644) if config.sheet else print(text, end="", flush=True)
     return 0

@@ -1,148 +1,150 @@
-"""Sampling and chat: a prompt in, text out, token by token from a preallocated cache."""
+"""`chat`: talking to weights, a question and an answer at a time."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
-from torch import Tensor
-
-from minimind import tokenizer
-from minimind.flags import Parser, add_fields
-from minimind.model import Cache, MiniMind
-from minimind.uses import WeightsConfig, opened
+from minimind.config import UsageError
+from minimind.dialogue import Splitter, TextStream, visible
+from minimind.rundir import RunError
+from minimind.sampling import Sampling, generate
+from minimind.uses import SpokenConfig, parsed, spoken
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig(WeightsConfig):
-    """Talk to trained weights. Without --prompt it reads questions from the terminal, one a line."""
+class ChatConfig(SpokenConfig):
+    """Talk to trained weights. Without --prompt it reads questions from standard input, one a line.
+
+    On a terminal /clear forgets what was said, /exit leaves; Ctrl-C ends an answer, at the prompt it leaves.
+    """
 
     prompt: Annotated[str | None, "ask this once and leave"] = None
     system: Annotated[str | None, "system prompt; default: the template's own"] = None
-    raw: Annotated[bool, "continue the prompt as plain text, without the chat template (pretrained weights)"] = False
-    history: Annotated[int, "earlier messages kept as context"] = 6
+    history: Annotated[int, "earlier messages kept as context, in whole pairs of question and answer"] = 6
     max_new_tokens: Annotated[int, "longest answer, in tokens"] = 512
     temperature: Annotated[float, "0 always takes the likeliest token"] = 0.85
     top_p: Annotated[float, "sample from the likeliest tokens that hold this much probability"] = 0.85
     seed: Annotated[int, "decides the sampling"] = 42
-    device: Annotated[str, "cpu, cuda or cuda:N"] = "cpu"
-
-
-def sample(logits: Tensor, *, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """The next token from (V,) logits: nucleus sampling (Holtzman et al. 2020), or the likeliest at temperature 0."""
-    if temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits.float() / temperature, -1)
-    ordered, order = probabilities.sort(descending=True)
-    ordered[ordered.cumsum(-1) - ordered > top_p] = 0  # the likeliest token always stays
-    choice = torch.multinomial(ordered.cpu(), 1, generator=generator)
-    return int(order[choice.to(order.device)])
-
-
-@torch.inference_mode()
-def generate(
-    model: MiniMind,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    eos_id: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 42,
-) -> Iterator[int]:
-    """Tokens that continue the prompt, one by one, until ``eos_id`` (not yielded) or ``max_new_tokens``."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    limit = min(len(prompt) + max_new_tokens, model.config.max_position_embeddings)
-    cache = Cache(limit=limit)
-    ids = torch.tensor([list(prompt)], device=device)
-    for _ in range(limit - len(prompt)):
-        logits = model(ids, cache=cache, select=torch.tensor([ids.shape[1] - 1], device=device))[0]  # (V,)
-        token = sample(logits, temperature=temperature, top_p=top_p, generator=generator)
-        if token == eos_id:
-            return
-        yield token
-        ids = torch.tensor([[token]], device=device)
-
-
-def stream_text(words: tokenizer.Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    """Text as soon as it is whole: bytes of a character that spans tokens wait for the rest."""
-    seen: list[int] = []
-    shown = ""
-    for token in tokens:
-        seen.append(token)
-        text = words.decode(seen)
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    if seen and (rest := words.decode(seen)[len(shown) :]):
-        yield rest
-
-
-def answer_once(
-    model: MiniMind,
-    words: tokenizer.Tokenizer,
-    messages: Sequence[Mapping[str, str]],
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-) -> str:
-    """The assistant's whole answer to a conversation."""
-    prompt = words.encode(words.prompt(messages))
-    tokens = generate(
-        model,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        eos_id=words.eos_id,
-        temperature=temperature,
-        top_p=0.85,
-        seed=seed,
-    )
-    return words.decode(list(tokens))
 
 
 def chat(argv: Sequence[str]) -> int:
     """``python -m minimind chat``; returns the exit code."""
-    parser = Parser(prog="python -m minimind chat", description=ChatConfig.__doc__, allow_abbrev=False)
-    add_fields(parser, ChatConfig, {})
-    config = ChatConfig(**vars(parser.parse_args(list(argv), argparse.Namespace())))
-    use = opened(config, verb="chat", device=config.device)
-    model, words = use.model, use.words
-    messages: list[dict[str, str]] = []
-    for question in [config.prompt] if config.prompt is not None else _questions():
-        messages = [*messages[-config.history :], {"role": "user", "content": question}] if config.history else []
-        messages = messages or [{"role": "user", "content": question}]
-        system = [{"role": "system", "content": config.system}] if config.system else []
-        prompt = words.encode(question if config.raw else words.prompt([*system, *messages]))
-        tokens = generate(
-            model,
-            prompt,
-            max_new_tokens=config.max_new_tokens,
-            eos_id=words.pad_id if config.raw else words.eos_id,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=config.seed,
-        )
-        answer = ""
-        for piece in stream_text(words, tokens):
-            answer += piece
-            print(piece, end="", flush=True)
-        print(flush=True)
-        messages.append({"role": "assistant", "content": answer})
-    return 0
+    config = parsed("chat", ChatConfig, argv)
+    for stream in (sys.stdin, sys.stdout):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        return Chat(config).talk()
+    except BrokenPipeError:  # whoever read the answers has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
-def _questions() -> Iterator[str]:
-    while True:
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
+class Chat:
+    """One conversation: answers on stdout, everything else on stderr."""
+
+    def __init__(self, config: ChatConfig) -> None:
+        self.config = config
+        self.model, self.speaker = spoken(config, verb="chat")
+        self.past: list[tuple[str, str]] = []
+        self.by_hand = config.prompt is None and sys.stdin.isatty()
+
+    def talk(self) -> int:
+        """Answer every question; returns the exit code."""
+        for question in self._questions():
+            try:
+                interrupted = self.answer(question)
+            except RunError as error:
+                if not self.by_hand:
+                    raise
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                continue
+            if interrupted and not self.by_hand:
+                return 130
+        return 0
+
+    def _questions(self) -> Iterator[str]:
+        if self.config.prompt is not None:
+            yield self.config.prompt
             return
-        if line.strip():
-            yield line.strip()
+        while True:
+            if self.by_hand:
+                print("> ", end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+            if not line or (self.by_hand and line.strip() == "/exit"):
+                return
+            if self.by_hand and line.strip() == "/clear":
+                self.past.clear()
+            elif line.strip():
+                yield line.strip()
+
+    def answer(self, question: str) -> bool:
+        """Print the answer as it comes; True when Ctrl-C cut it short.
+
+        Raises:
+            RunError: when the question does not fit the model, or there is nothing to continue.
+        """
+        prompt, template_opened = self._prompt(question)
+        stream, splitter, said = TextStream(self.speaker.words), Splitter(template_opened), ""
+        interrupted, ended = False, "answer"
+        try:
+            for token in generate(self.model, prompt, self._sampling()):
+                piece = stream.push(token)
+                said += piece
+                ended = self._show(splitter, piece, ended)
+            piece = stream.close()
+            said += piece
+            ended = self._show(splitter, piece, ended, last=True)
+        except KeyboardInterrupt:
+            interrupted = True
+        if ended == "thought":
+            note = "interrupted" if interrupted else "the answer ended in its thoughts: raise --max_new_tokens"
+            print(f"\n({note})", file=sys.stderr, flush=True)
+        print(flush=True)
+        self.past.append((question, template_opened * ("</think>" not in template_opened) + said))
+        return interrupted
+
+    def _prompt(self, question: str) -> tuple[list[int], str]:
+        if self.speaker.raw:
+            if not (ids := self.speaker.continued(question)):
+                raise UsageError(
+                    "there is nothing to continue",
+                    why="the text is empty, and these weights begin no text by themselves",
+                    remedy='give at least one character, e.g. --prompt "今天"',
+                )
+            return ids, ""
+        kept = self.config.history // 2
+        self.past = self.past[max(0, len(self.past) - kept) :]
+        ids, template_opened, dropped = self.speaker.fitted(
+            self.config.system, self.past, question, room=self.config.max_new_tokens
+        )
+        if dropped:
+            print(
+                f"(the {dropped} oldest of {len(self.past)} earlier questions no longer fit and are left out)",
+                file=sys.stderr,
+                flush=True,
+            )
+            self.past = self.past[dropped:]
+        return ids, template_opened
+
+    def _sampling(self) -> Sampling:
+        chosen: dict[str, Any] = {
+            n: getattr(self.config, n) for n in ("max_new_tokens", "temperature", "top_p", "seed")
+        }
+        return Sampling(stop_ids=self.speaker.stop_ids, **chosen)
+
+    def _show(self, splitter: Splitter, piece: str, before: str, *, last: bool = False) -> str:
+        if self.speaker.raw:
+            print(visible(piece), end="", flush=True)
+            return before
+        for kind, part in splitter.push(piece, last=last):
+            if kind != before:
+                print("[thinks] " if kind == "thought" else "\n", end="", file=sys.stderr, flush=True)
+            print(visible(part), end="", flush=True, file=sys.stderr if kind == "thought" else sys.stdout)
+            before = kind
+        return before

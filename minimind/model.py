@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -71,23 +71,14 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat((-high, low), -1) * sin
 
 
-@dataclass
-class Cache:
-    """Keys and values of the tokens seen so far, one preallocated (B, K, limit, D) pair per layer."""
+class Memory(Protocol):
+    """Earlier tokens' keys and values, as a pass over further tokens sees them (:mod:`minimind.sampling` has them)."""
 
-    limit: int
-    length: int = 0
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    tables: tuple[Tensor, Tensor]
+    """Cosines and sines of the further tokens' positions, broadcast against (B, H, T, D)."""
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, K, T, D) and return all of the layer's keys and values."""
-        if layer == len(self.layers):
-            shape = (k.shape[0], k.shape[1], self.limit, k.shape[3])
-            self.layers.append((k.new_zeros(shape), v.new_zeros(shape)))
-        keys, values = self.layers[layer]
-        end = self.length + k.shape[2]
-        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
-        return keys[:, :, :end], values[:, :, :end]
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep keys and values (B, K, T, D); what queries (B, H, T, D) find among all there are: (B, H, T, D)."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None) -> Tensor:
@@ -135,7 +126,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Cache | None
+        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Memory | None
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         b, t, _ = x.shape
@@ -145,14 +136,9 @@ class Attention(nn.Module):
         )
         q, k = rotate(self.q_norm(q), tables), rotate(self.k_norm(k), tables)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        k, v = (z.repeat_interleave(self.groups, dim=1) for z in (k, v))
-        if cache is not None and t == 1:
-            out = F.scaled_dot_product_attention(q, k, v)
-        elif cache is not None and k.shape[2] > t:
-            seen = torch.ones(t, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - t)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            out = cache.attend(self.layer, q, k, v)
         else:
+            k, v = (z.repeat_interleave(self.groups, dim=1) for z in (k, v))
             out = attend(q, k, v, lengths)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
         return projected
@@ -236,7 +222,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = rms_norm(config, config.hidden_size)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Cache | None
+        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Memory | None
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.self_attn(self.input_layernorm(x), tables, lengths, cache)
@@ -284,7 +270,7 @@ class MiniMind(nn.Module):
         input_ids: Tensor,
         *,
         lengths: Sequence[int] | None = None,
-        cache: Cache | None = None,
+        cache: Memory | None = None,
         select: Tensor | None = None,
     ) -> Tensor:
         """Logits.
@@ -292,7 +278,7 @@ class MiniMind(nn.Module):
         Args:
             input_ids: (B, T) token ids.
             lengths: with B = 1, the lengths of the documents that make up the row; positions restart at each.
-            cache: earlier tokens' keys and values; these T tokens are appended.
+            cache: earlier tokens' keys and values; these T tokens are added to them.
             select: (N,) indices into the B*T positions; only their logits are computed.
 
         Returns:
@@ -301,13 +287,7 @@ class MiniMind(nn.Module):
         Raises:
             RunError: when a text is longer than the model's positions.
         """
-        start = cache.length if cache is not None else 0
-        if lengths is None:
-            positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
-            longest = start + input_ids.shape[1]
-        else:
-            positions = torch.cat([torch.arange(n, device=input_ids.device) for n in lengths])
-            longest = max(lengths)
+        longest = max(lengths) if lengths is not None else input_ids.shape[1]
         if longest > self.config.max_position_embeddings:
             raise RunError(
                 f"a text of {longest} tokens is too long for this model",
@@ -315,12 +295,14 @@ class MiniMind(nn.Module):
                 remedy="shorten the text, or lower --max_seq_len",
                 reason=Reason.DATA_INVALID,
             )
-        tables = rotary_tables(self.config, positions)
+        if cache is not None:
+            tables = cache.tables
+        else:
+            documents = [torch.arange(n, device=input_ids.device) for n in lengths or [longest]]
+            tables = rotary_tables(self.config, torch.cat(documents))
         x = self.model.embed_tokens(input_ids)
         for block in self.model.layers:
             x = block(x, tables, lengths, cache)
-        if cache is not None:
-            cache.length += input_ids.shape[1]
         x = self.model.norm(x)  # (B, T, C)
         if select is not None:
             x = x.reshape(-1, x.shape[-1]).index_select(0, select)  # (N, C)

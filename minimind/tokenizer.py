@@ -17,6 +17,8 @@ from minimind.rundir import Reason, RunError
 
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HEADER = f"{BOS}assistant\n"
+THINKING = ("open_thinking", "enable_thinking")
+"""What templates call the switch for thoughts before the answer."""
 ROLES = ("system", "user", "assistant", "tool")
 # minimind2's format: a default system turn, and the answer's header is written by the user's turn.
 CHAT_TEMPLATE = (
@@ -46,7 +48,7 @@ class Tokenizer:
         try:
             data, config = (folder / "tokenizer.json").read_bytes(), (folder / "tokenizer_config.json").read_bytes()
             self.backend = tokenizers.Tokenizer.from_str(data.decode())
-            template = _template_of(folder, json.loads(config))
+            self.template = template = _template_of(folder, json.loads(config))
             self._template = _environment().from_string(template)
         except FileNotFoundError as error:
             raise RunError(
@@ -88,14 +90,28 @@ class Tokenizer:
         """Text of the ids."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
 
-    def render(self, messages: Messages, *, tools: Sequence[Any] | None = None) -> str:
-        """The conversation as the model reads it; ``tools`` are by default those that its first message with any names.
+    @property
+    def can_think(self) -> bool:
+        """Whether the chat template can open a block of thoughts before the answer."""
+        return any(name in self.template for name in THINKING)
+
+    def render(
+        self, messages: Messages, *, tools: Sequence[Any] | None = None, answering: bool = False, think: bool = False
+    ) -> str:
+        """The conversation as the model reads it.
+
+        Args:
+            messages: the conversation.
+            tools: by default those that its first message with any names.
+            answering: add what the template puts before an answer.
+            think: let the template open thoughts there, where it can.
 
         Raises:
             RunError: when the template refuses it.
         """
         try:
-            given = {"messages": messages, "tools": tools or tools_of(messages), "add_generation_prompt": False}
+            given = {"messages": messages, "tools": tools or tools_of(messages), "add_generation_prompt": answering}
+            given |= dict.fromkeys(THINKING, think)
             # as Template.render does, without merging the globals anew each time, which would take half of it
             context = self._template.new_context({**self._template.environment.globals, **given}, shared=True)
             return "".join(self._template.root_render_func(context))
@@ -148,10 +164,10 @@ class Tokenizer:
         whole = self.render([*asked, {"role": "assistant", "content": "y"}])
         return whole.startswith(HEADER, len(self.render(asked)))
 
-    def prompt(self, messages: Messages) -> str:
-        """Text up to where the assistant begins to answer."""
-        text = self.render(messages)
-        return text if text.endswith(HEADER) else text + HEADER
+    def prompt(self, messages: Messages, *, think: bool = False) -> str:
+        """Text up to where the assistant begins to answer, with what the template opens for it (thoughts)."""
+        text = self.render(messages, answering=True, think=think)
+        return text if HEADER in text.rpartition(EOS)[2] else text + HEADER
 
 
 def tools_of(messages: Messages) -> Sequence[Any] | None:

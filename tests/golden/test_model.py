@@ -5,10 +5,11 @@ import safetensors.torch
 import torch
 import transformers
 
+from minimind.cache import Cache, Piece
 from minimind.checkpoint import load_model
 from minimind.config import ModelConfig
-from minimind.generate import generate
-from minimind.model import Cache, MiniMind, MoE, attend, attend_padded
+from minimind.model import MiniMind, MoE, attend, attend_padded
+from minimind.sampling import Sampling, generate
 
 VOCAB = 300
 
@@ -53,7 +54,7 @@ def test_greedy_text_equals_that_of_transformers():
     ours, theirs = pair(64, 2)
     prompt = torch.randint(3, VOCAB, (1, 9))
     expected = theirs.generate(prompt, max_new_tokens=40, do_sample=False)[0, 9:].tolist()
-    got = list(generate(ours, prompt[0].tolist(), max_new_tokens=40, eos_id=2))
+    got = list(generate(ours, prompt[0].tolist(), Sampling(max_new_tokens=40, stop_ids=frozenset({2}))))
     assert got == expected[: len(got)] and len(got) == (expected.index(2) if 2 in expected else 40)
 
 
@@ -82,8 +83,12 @@ def test_the_cache_gives_the_logits_of_the_whole_text_in_pieces_of_any_length():
     ids = torch.randint(0, VOCAB, (1, 20))
     with torch.no_grad():
         whole = ours(ids)[0]
-        cache = Cache(limit=20)
-        pieces = torch.cat([ours(part, cache=cache)[0] for part in ids.split([7, 1, 5, 1, 6], dim=1)])
+        cache, at, pieces = Cache(ours), 0, []
+        cache.reserve(1, 20)
+        for part in ids.split([7, 1, 5, 1, 6], dim=1):
+            pieces.append(ours(part, cache=Piece(cache, 0, at, part.shape[1]))[0])
+            at += part.shape[1]
+        pieces = torch.cat(pieces)
     assert (whole - pieces).abs().max() < 1e-5
 
 
