@@ -20,6 +20,12 @@ PAGES = [
     *sorted((ROOT / "demo").glob("*.md")),
 ]
 PAGES = [page for page in PAGES if page.name != "LOG.md"]
+USES = {
+    "chat": ("minimind.generate", "ChatConfig"),
+    "eval": ("minimind.evaluate", "EvalConfig"),
+    "export": ("minimind.export", "ExportConfig"),
+    "serve": ("minimind.serve", "ServeConfig"),
+}
 PROGRAMS = ("launch ", "make ", "python -m minimind ")
 
 
@@ -37,11 +43,17 @@ SHOWN = sorted({(page.relative_to(ROOT).as_posix(), c) for page in PAGES for c i
 
 def check_trainer(words):
     stage, flags = words[0], words[1:]
-    if stage == "chat":
-        generate = pytest.importorskip("minimind.generate")
+    if stage in USES:
+        module, config = USES[stage]
         parser = command_line.Parser(allow_abbrev=False)
-        command_line.add_fields(parser, generate.ChatConfig, {})
+        command_line.add_fields(parser, getattr(pytest.importorskip(module), config), {})
         parser.parse_args(flags)
+    elif stage == "plan":
+        from minimind.plan import PlanConfig
+
+        parser = command_line.Parser(allow_abbrev=False)
+        command_line.add_fields(parser, PlanConfig, {})
+        command_line.parse(flags[0], parser.parse_known_args(flags[1:])[1])
     elif "--help" in flags:
         assert stage in CATALOG
     else:
