@@ -39,7 +39,7 @@ class ServeConfig(SpokenConfig):
 
     host: Annotated[str, "address to listen on; another than this machine's own needs an API key"] = "127.0.0.1"
     port: Annotated[int, "TCP port; 0 takes a free one and prints it"] = 8998
-    allow_host: Annotated[str, "further names that clients reach this server by, separated by commas"] = ""
+    allow_host: Annotated[str | None, "further names that clients reach this server by, separated by commas"] = None
     api_key_file: Annotated[Path | None, "file with the key that clients must send"] = None
     insecure: Annotated[bool, "listen beyond this machine without a key: whoever reaches the port may ask"] = False
     model_name: Annotated[str | None, "what the model is called; default: the file's name"] = None
@@ -124,7 +124,9 @@ def application(config: ServeConfig, speaker: Speaker, engine: Engine, name: str
     app = Starlette(
         routes=endpoint.routes(), exception_handlers=dict.fromkeys((HTTPException, Refused, Exception), told)
     )
-    names = {"localhost", config.host.lower(), *(n.strip().lower() for n in config.allow_host.split(","))} - {""}
+    names = {"localhost", config.host.lower(), *(n.strip().lower() for n in (config.allow_host or "").split(","))} - {
+        ""
+    }
     return Guard(app, names=frozenset(names), key=key)
 
 
