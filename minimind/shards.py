@@ -24,6 +24,7 @@ import numpy as np
 from minimind import jsonl, tokenise
 from minimind.documents import DOCS_PER_SAMPLE as DOCS_PER_SAMPLE
 from minimind.documents import IN_TAG as IN_TAG
+from minimind.documents import KEPT_CHARS
 from minimind.documents import TAGS as TAGS
 from minimind.documents import TARGET as TARGET
 from minimind.documents import Kind as Kind
@@ -104,6 +105,10 @@ class Shards:
                 places = ", ".join(f"{name}:{line}" for line in self.lines[np.flatnonzero(which)[:3]])
                 more = ", …" if which.sum() > 3 else ""
                 told.append(f"{which.sum():,} samples {why} and add nothing: {places}{more}")
+        if self.meta["shortened"]:
+            told.append(
+                f"{self.meta['shortened']:,} texts are longer than {KEPT_CHARS:,} characters; the rest is not read"
+            )
         faults = jsonl.Faults(
             bad=self.meta["bad_lines"],
             blank=self.meta["blank_lines"],
