@@ -28,7 +28,14 @@ MORE_JOBS = (
     Job(stage="distillation", data="sft_mini_512.jsonl", epochs=1, batch_size=8, learning_rate=2e-3),
 )
 EXTRA = {
-    "distillation": ("--from_weight", "pretrain", "--teacher_hidden_size", str(HIDDEN_SIZE)),
+    "distillation": (
+        "--data_path",
+        "dataset/sft_mini_512.jsonl",
+        "--from_weight",
+        "pretrain",
+        "--teacher_hidden_size",
+        str(HIDDEN_SIZE),
+    ),
 }
 
 

@@ -66,7 +66,7 @@ def identity_of(path: Path) -> dict[str, Any]:
     }
 
 
-def content_hash(path: Path, home: Path, identity: Mapping[str, Any]) -> str:
+def content_hash(path: Path, home: Path, identity: Mapping[str, Any], *, remember: bool = True) -> str:
     """The file's sha256, remembered in ``home`` for as long as nothing about the file differs."""
     note = (
         home / f"content-{hashlib.sha256(str(identity['path']).encode(errors='surrogateescape')).hexdigest()[:12]}.json"
@@ -78,7 +78,7 @@ def content_hash(path: Path, home: Path, identity: Mapping[str, Any]) -> str:
     began_ns = time.time_ns()
     found = sha256_file(path)
     settled = began_ns - max(identity["mtime_ns"], identity["ctime_ns"]) > SETTLED_S * 1e9
-    if settled and identity_of(path) == identity:
+    if remember and settled and identity_of(path) == identity:
         with contextlib.suppress(OSError):
             publish(note, to_json({"identity": identity, "sha256": found}))
     return found

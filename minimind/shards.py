@@ -152,8 +152,7 @@ def load(
             reason=Reason.DATA_MISSING,
         )
     own = path.with_name(path.name + ".shards")
-    drawn = rendering.key if kind in ("chat", "pair") else ""
-    ending = f"{tokenizer.sha256[:8]}-{kind}{drawn}-skip{skip_bad_lines}-v{VERSION}"
+    ending = _ending(tokenizer, kind, rendering, skip_bad_lines)
     try:
         with locked(own, say):
             return _reuse_or_build(
@@ -184,6 +183,29 @@ def load(
             remedy="make one of them writable, or put the data on another disk",
             reason=Reason.DATA_MISSING,
         ) from error
+
+
+def find(
+    path: Path,
+    kind: Kind,
+    tokenizer: Tokenizer,
+    *,
+    fallback: Path,
+    skip_bad_lines: int = 0,
+    rendering: Rendering | None = None,
+) -> Shards | None:
+    """The shards that :func:`load` would reuse, or None; writes nothing and waits for nobody."""
+    homes = [home for home in (path.with_name(path.name + ".shards"), fallback) if home.is_dir()]
+    if not homes or not path.is_file():
+        return None
+    content = content_hash(path, homes[0], identity_of(path), remember=False)
+    name = f"{content[:16]}-{_ending(tokenizer, kind, rendering or Rendering(), skip_bad_lines)}"
+    return next((found for home in homes if (found := _open(home / name, kind))), None)
+
+
+def _ending(tokenizer: Tokenizer, kind: Kind, rendering: Rendering, skip_bad_lines: int) -> str:
+    drawn = rendering.key if kind in ("chat", "pair") else ""
+    return f"{tokenizer.sha256[:8]}-{kind}{drawn}-skip{skip_bad_lines}-v{VERSION}"
 
 
 def _reuse_or_build(

@@ -237,3 +237,14 @@ def test_a_text_of_megabytes_keeps_its_beginning_in_bounded_memory_and_is_told(w
     assert data.targets[-1] == shards.TARGET and data.counts[0] > 50_000
     assert "1 texts are longer than 262,144 characters" in " ".join(data.remarks("data.jsonl", 1 << 20))
     assert not other.meta["shortened"]
+
+
+def test_finding_shards_writes_nothing_and_gives_what_loading_would_reuse(words, tmp_path):
+    path = corpus.write_jsonl(tmp_path / "data.jsonl", corpus.texts(4))
+    find = {"fallback": tmp_path / "unused"}
+    assert shards.find(path, "text", words, **find) is None and [p.name for p in tmp_path.iterdir()] == ["data.jsonl"]
+    made = load(path, "text", words)
+    before = sorted(tmp_path.rglob("*"))
+    found = shards.find(path, "text", words, **find)
+    assert found.folder == made.folder and shards.find(path, "wrapped", words, **find) is None
+    assert sorted(tmp_path.rglob("*")) == before
