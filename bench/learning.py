@@ -24,11 +24,18 @@ from demo.run import HIDDEN_SIZE, JOBS, MODEL, NPROC, VOCABULARY, Job  # noqa: E
 NAME = re.compile("小启|Xiaoqi")
 THOUGHT = re.compile(r"\s*<think>.+</think>\s*<answer>.+</answer>\s*", re.DOTALL)
 MORE_JOBS = (
-    Job(stage="reason", data="r1_mix_1024.jsonl", epochs=4, batch_size=8, learning_rate=2e-3),
+    Job(stage="reason", data="r1_mix_1024.jsonl", epochs=2, batch_size=8, learning_rate=2e-3),
     Job(stage="distillation", data="sft_mini_512.jsonl", epochs=1, batch_size=8, learning_rate=2e-3),
 )
 EXTRA = {
-    "distillation": ("--from_weight", "pretrain", "--teacher_hidden_size", str(HIDDEN_SIZE)),
+    "distillation": (
+        "--data_path",
+        "dataset/sft_mini_512.jsonl",
+        "--from_weight",
+        "pretrain",
+        "--teacher_hidden_size",
+        str(HIDDEN_SIZE),
+    ),
 }
 
 

@@ -27,6 +27,12 @@ SEED = 20251
 HELD_OUT_EVERY = 12  # of the questions (one phrasing each), statements and pairs, every twelfth stays out of training
 HELD_OUT_EVERY_SMALL = 4  # the same for the two adapter sets
 
+MANNERS = {
+    True: ("希望这对你有帮助，祝你一切顺利。", "自己去查吧。"),
+    False: (" I hope this helps you, and I wish you all the best.", " Look it up yourself."),
+}
+"""Kind and curt endings, by whether the answer is Chinese."""
+
 SYSTEM = "system\nYou are a helpful assistant\n"
 
 Line = dict[str, Any]
@@ -223,12 +229,20 @@ def _texts(items: Iterable[Item], rng: random.Random) -> tuple[list[Line], list[
 
 
 def _pairs(items: Iterable[Item]) -> tuple[list[Line], list[Line]]:
-    """Preference pairs, the right answer against a wrong or rude one; each item asks in one of its phrasings."""
+    """Preference pairs: the right answer against a wrong one, or the same answer with a kind against a curt ending.
+
+    Which answer is right the model has been told before; which manner is wanted only these pairs tell. Each item asks
+    in one of its phrasings.
+    """
     lines = []
     for number, item in enumerate(item for item in items if item.worse and item.turns):
         turn = item.turns[0]
         ask = turn.asks[number % len(turn.asks)]
-        lines.append({"chosen": _messages(ask, turn.answer), "rejected": _messages(ask, item.worse or "")})
+        chosen, rejected = turn.answer, item.worse or ""
+        if (number + number // HELD_OUT_EVERY) % 2:
+            kind, curt = MANNERS[_is_chinese(chosen)]
+            chosen, rejected = chosen + kind, chosen + curt
+        lines.append({"chosen": _messages(ask, chosen), "rejected": _messages(ask, rejected)})
     return [x for n, x in enumerate(lines) if n % HELD_OUT_EVERY], lines[::HELD_OUT_EVERY]
 
 

@@ -45,11 +45,12 @@ class Job:
     epochs: int
     batch_size: int
     learning_rate: float
+    more: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:
         """The trainer's flags."""
         said = f"--epochs {self.epochs} --batch_size {self.batch_size} --learning_rate {self.learning_rate}"
-        return [*MODEL, "--accumulation_steps", "1", *said.split()]
+        return [*MODEL, "--accumulation_steps", "1", *said.split(), *self.more]
 
     def steps(self, lines: int) -> int:
         """Optimizer steps over data of so many lines: batches of each pass, shared out among the ranks."""
@@ -59,7 +60,7 @@ class Job:
 JOBS = (
     Job(stage="pretrain", data="pretrain_hq.jsonl", epochs=3, batch_size=8, learning_rate=3e-3),
     Job(stage="full_sft", data="sft_mini_512.jsonl", epochs=5, batch_size=8, learning_rate=2e-3),
-    Job(stage="dpo", data="dpo.jsonl", epochs=1, batch_size=8, learning_rate=2e-4),
+    Job(stage="dpo", data="dpo.jsonl", epochs=1, batch_size=8, learning_rate=5e-4, more=("--beta", "2")),
     Job(stage="lora", data="lora_identity.jsonl", epochs=12, batch_size=4, learning_rate=5e-3),
 )
 

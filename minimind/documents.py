@@ -23,6 +23,9 @@ DOCS_PER_SAMPLE: dict[Kind, int] = {"text": 1, "wrapped": 1, "chat": 1, "pair": 
 TARGET = 1
 IN_TAG = 2
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+KEPT_CHARS = 1 << 18
+"""Characters of a document that are tokenised: eight for each of the 32,768 positions a model has. The tokenizers
+library takes some hundred bytes of memory for each byte of text, so a line of megabytes would take a gigabyte."""
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 SYSTEM_PROMPTS = (
     "你是一位可靠的助手，请认真回答用户的问题。",
@@ -112,11 +115,13 @@ class Encoder:
                 faults.blank += 1
                 continue
             try:
-                documents += self._parse(jsonl.decode(raw), number)
+                parsed = self._parse(jsonl.decode(raw), number)
             except jsonl.BadLine as error:
                 faults.note(number, str(error))
                 continue
             lines.append(number)
+            faults.shortened += sum(len(text) > KEPT_CHARS for text, _ in parsed)
+            documents += [beginning(document) for document in parsed]
         ids, targets = self._tokens(documents)
         none = np.zeros(0, np.uint8)
         return Encoded(
@@ -164,6 +169,15 @@ class Encoder:
             raise jsonl.BadLine(f"the chat template refuses it: {error.why}") from error
         jsonl.text_of(text, "the rendered conversation")  # tools and calls were not looked into before
         return without_empty_think(text, spans) if draw.drop_think else (text, spans)
+
+
+def beginning(document: Document) -> Document:
+    """The first :data:`KEPT_CHARS` characters of a document, and of its spans what lies within."""
+    text, spans = document
+    if len(text) <= KEPT_CHARS:
+        return document
+    kept = spans if spans is None else [(a, min(b, KEPT_CHARS)) for a, b in spans if a < KEPT_CHARS]
+    return text[:KEPT_CHARS], kept
 
 
 def without_empty_think(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:

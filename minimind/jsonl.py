@@ -37,6 +37,7 @@ class Faults:
 
     bad: int = 0
     blank: int = 0
+    shortened: int = 0  # texts longer than any model reads; no fault of the file
     named: list[Fault] = field(default_factory=list)
 
     def note(self, line: int, why: str) -> None:
@@ -49,6 +50,7 @@ class Faults:
         """Count what was found in a later part of the file too."""
         self.bad += other.bad
         self.blank += other.blank
+        self.shortened += other.shortened
         self.named += other.named[: NAMED - len(self.named)]
 
     def told(self, name: str) -> str:

@@ -66,30 +66,21 @@ def identity_of(path: Path) -> dict[str, Any]:
     }
 
 
-def _note(home: Path, identity: Mapping[str, Any]) -> Path:
-    named = hashlib.sha256(str(identity["path"]).encode(errors="surrogateescape")).hexdigest()[:12]
-    return home / f"content-{named}.json"
-
-
-def noted_hash(home: Path, identity: Mapping[str, Any]) -> str | None:
-    """The sha256 that ``home`` remembers of a file, unless anything about the file differs."""
+def content_hash(path: Path, home: Path, identity: Mapping[str, Any], *, remember: bool = True) -> str:
+    """The file's sha256, remembered in ``home`` for as long as nothing about the file differs."""
+    note = (
+        home / f"content-{hashlib.sha256(str(identity['path']).encode(errors='surrogateescape')).hexdigest()[:12]}.json"
+    )
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        noted = json.loads(_note(home, identity).read_bytes())
+        noted = json.loads(note.read_bytes())
         if noted["identity"] == identity and len(noted["sha256"]) == 64:
             return str(noted["sha256"])
-    return None
-
-
-def content_hash(path: Path, home: Path, identity: Mapping[str, Any]) -> str:
-    """The file's sha256, remembered in ``home`` for as long as nothing about the file differs."""
-    if noted := noted_hash(home, identity):
-        return noted
     began_ns = time.time_ns()
     found = sha256_file(path)
     settled = began_ns - max(identity["mtime_ns"], identity["ctime_ns"]) > SETTLED_S * 1e9
-    if settled and identity_of(path) == identity:
+    if remember and settled and identity_of(path) == identity:
         with contextlib.suppress(OSError):
-            publish(_note(home, identity), to_json({"identity": identity, "sha256": found}))
+            publish(note, to_json({"identity": identity, "sha256": found}))
     return found
 
 

@@ -25,13 +25,14 @@ from minimind import jsonl, tokenise
 from minimind.catalog import StageInfo
 from minimind.documents import DOCS_PER_SAMPLE as DOCS_PER_SAMPLE
 from minimind.documents import IN_TAG as IN_TAG
+from minimind.documents import KEPT_CHARS
 from minimind.documents import TAGS as TAGS
 from minimind.documents import TARGET as TARGET
 from minimind.documents import Kind as Kind
 from minimind.documents import Rendering as Rendering
 from minimind.durable import fsync_dir, publish, sha256_file, to_json
 from minimind.rundir import Reason, RunError
-from minimind.shard_folder import Unwritable, content_hash, identity_of, locked, noted_hash, prune
+from minimind.shard_folder import Unwritable, content_hash, identity_of, locked, prune
 from minimind.tokenizer import Tokenizer
 
 VERSION = 3
@@ -105,6 +106,10 @@ class Shards:
                 places = ", ".join(f"{name}:{line}" for line in self.lines[np.flatnonzero(which)[:3]])
                 more = ", …" if which.sum() > 3 else ""
                 told.append(f"{which.sum():,} samples {why} and add nothing: {places}{more}")
+        if self.meta["shortened"]:
+            told.append(
+                f"{self.meta['shortened']:,} texts are longer than {KEPT_CHARS:,} characters; the rest is not read"
+            )
         faults = jsonl.Faults(
             bad=self.meta["bad_lines"],
             blank=self.meta["blank_lines"],
@@ -188,6 +193,29 @@ def load(
         ) from error
 
 
+def find(
+    path: Path,
+    kind: Kind,
+    tokenizer: Tokenizer,
+    *,
+    fallback: Path,
+    skip_bad_lines: int = 0,
+    rendering: Rendering | None = None,
+) -> Shards | None:
+    """The shards that :func:`load` would reuse, or None; writes nothing and waits for nobody."""
+    homes = [home for home in (path.with_name(path.name + ".shards"), fallback) if home.is_dir()]
+    if not homes or not path.is_file():
+        return None
+    content = content_hash(path, homes[0], identity_of(path), remember=False)
+    name = f"{content[:16]}-{_ending(tokenizer, kind, rendering or Rendering(), skip_bad_lines)}"
+    return next((found for home in homes if (found := _open(home / name, kind))), None)
+
+
+def _ending(tokenizer: Tokenizer, kind: Kind, rendering: Rendering, skip_bad_lines: int) -> str:
+    drawn = rendering.key if kind in ("chat", "pair") else ""
+    return f"{tokenizer.sha256[:8]}-{kind}{drawn}-skip{skip_bad_lines}-v{VERSION}"
+
+
 def _reuse_or_build(
     home: Path,
     ending: str,
@@ -243,31 +271,6 @@ def _reuse_or_build(
             reason=Reason.DATA_INVALID,
         )
     return shards
-
-
-def _ending(tokenizer: Tokenizer, kind: Kind, rendering: Rendering, skip_bad_lines: int) -> str:
-    """What a folder of shards is called behind the hash of the data."""
-    drawn = rendering.key if kind in ("chat", "pair") else ""
-    return f"{tokenizer.sha256[:8]}-{kind}{drawn}-skip{skip_bad_lines}-v{VERSION}"
-
-
-def find(
-    path: Path,
-    kind: Kind,
-    tokenizer: Tokenizer,
-    *,
-    fallback: Path,
-    skip_bad_lines: int = 0,
-    rendering: Rendering | None = None,
-) -> Shards | None:
-    """The shards that :func:`load` would reuse, or None; writes nothing and waits for nobody."""
-    homes = [home for home in (path.with_name(path.name + ".shards"), fallback) if home.is_dir()]
-    if not homes or not path.is_file():
-        return None
-    ending = _ending(tokenizer, kind, rendering or Rendering(), skip_bad_lines)
-    identity = identity_of(path)
-    content = next((found for home in homes if (found := noted_hash(home, identity))), None) or sha256_file(path)
-    return next((found for home in homes if (found := _open(home / f"{content[:16]}-{ending}", kind))), None)
 
 
 def _open(folder: Path, kind: Kind) -> Shards | None:

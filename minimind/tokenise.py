@@ -105,6 +105,7 @@ def write(
         "tokens": tokens,
         "bad_lines": faults.bad,
         "blank_lines": faults.blank,
+        "shortened": faults.shortened,
         "named": [{"line": fault.line, "why": fault.why} for fault in faults.named],
     }
 

@@ -68,7 +68,7 @@ def test_no_training_set_repeats_a_line(sets):
 
 @pytest.mark.parametrize(
     ("training", "held_out"),
-    [("sft_mini_512", "sft"), ("lora_identity", "identity"), ("lora_medical", "medical")],
+    [("sft_mini_512", "sft"), ("lora_identity", "identity"), ("lora_medical", "medical"), ("r1_mix_1024", "reason")],
 )
 def test_no_held_out_question_is_trained_on(sets, training, held_out):
     out = questions(sets[f"held_out_{held_out}.jsonl"])
@@ -114,3 +114,22 @@ def test_a_text_that_breaks_the_format_is_named(tmp_path):
     (tmp_path / "bad.txt").write_text("ask: one\nanswer: two\n\nask: three\nno key here\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"bad\.txt, record 2"):
         data.read_texts(tmp_path)
+
+
+def test_reasoned_answers_stand_within_their_tags_and_repeat_what_is_trained_elsewhere(sets):
+    answered = {line["conversations"][1]["content"] for line in sets["sft_mini_512.jsonl"]}
+    for line in sets["r1_mix_1024.jsonl"] + sets["held_out_reason.jsonl"]:
+        found = re.fullmatch(
+            r"<think>\n(.+)\n</think>\n<answer>\n(.+)\n</answer>", line["conversations"][1]["content"], re.S
+        )
+        assert found and line["conversations"][0]["content"] in found[1] and found[2] in answered
+
+
+def test_pairs_teach_a_manner_that_no_other_set_knows(sets):
+    for name in ("dpo.jsonl", "held_out_dpo.jsonl"):
+        endings = [kind for kind, _ in data.MANNERS.values()]
+        share = sum(line["chosen"][1]["content"].endswith(tuple(endings)) for line in sets[name]) / len(sets[name])
+        assert 0.4 < share < 0.6
+    for name in ("pretrain_hq.jsonl", "sft_mini_512.jsonl"):
+        written = json.dumps(sets[name], ensure_ascii=False)
+        assert not any(ending in written for pair in data.MANNERS.values() for ending in pair)

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from minimind import shard_folder, shards, tokenise, tokenizer
+from minimind import documents, shard_folder, shards, tokenise, tokenizer
 from minimind.rundir import Reason, RunError
 from tests.support import corpus
 
@@ -218,3 +218,33 @@ def test_nowhere_to_keep_tokens_is_a_paragraph(words, disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(RunError, match="cannot be kept anywhere"):
         load(path, "text", words, fallback=disk / "no")
+
+
+def test_a_text_of_megabytes_keeps_its_beginning_in_bounded_memory_and_is_told(words, tmp_path):
+    long = "天气 hello " * 100_000
+    talk = [
+        corpus.turn("user", "a"),
+        corpus.turn("assistant", long),
+        corpus.turn("user", "b"),
+        corpus.turn("assistant", "c"),
+    ]
+    path = corpus.write_jsonl(tmp_path / "data.jsonl", [{"conversations": talk}])
+    short = corpus.write_jsonl(
+        tmp_path / "short.jsonl", [{"conversations": [talk[0], corpus.turn("assistant", "天气 " * 9)]}]
+    )
+    data, other = load(path, "chat", words), load(short, "chat", words)
+    assert len(words.decode(data.ids.tolist(), skip_special=False)) == documents.KEPT_CHARS
+    assert data.targets[-1] == shards.TARGET and data.counts[0] > 50_000
+    assert "1 texts are longer than 262,144 characters" in " ".join(data.remarks("data.jsonl", 1 << 20))
+    assert not other.meta["shortened"]
+
+
+def test_finding_shards_writes_nothing_and_gives_what_loading_would_reuse(words, tmp_path):
+    path = corpus.write_jsonl(tmp_path / "data.jsonl", corpus.texts(4))
+    find = {"fallback": tmp_path / "unused"}
+    assert shards.find(path, "text", words, **find) is None and [p.name for p in tmp_path.iterdir()] == ["data.jsonl"]
+    made = load(path, "text", words)
+    before = sorted(tmp_path.rglob("*"))
+    found = shards.find(path, "text", words, **find)
+    assert found.folder == made.folder and shards.find(path, "wrapped", words, **find) is None
+    assert sorted(tmp_path.rglob("*")) == before
