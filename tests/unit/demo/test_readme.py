@@ -9,6 +9,7 @@ import pytest
 
 from launch.cli import cli
 from minimind import flags as command_line
+from minimind import plan
 from minimind.catalog import CATALOG
 
 ROOT = Path(__file__).parents[3]
@@ -42,6 +43,8 @@ def check_trainer(words):
         parser = command_line.Parser(allow_abbrev=False)
         command_line.add_fields(parser, generate.ChatConfig, {})
         parser.parse_args(flags)
+    elif stage == "plan":
+        assert plan.plan([*flags[:1], *(["--flags_only"] if flags else []), *flags[1:]]) == 0
     elif "--help" in flags:
         assert stage in CATALOG
     else:
