@@ -210,10 +210,14 @@ def files_of(words: Tokenizer) -> dict[str, bytes]:
     }
 
 
-@functools.cache
 def load(folder: Path) -> Tokenizer:
     """A tokenizer, read once."""
-    return Tokenizer(folder)
+    return _load(folder, folder.absolute())
+
+
+@functools.cache
+def _load(folder: Path, absolute: Path) -> Tokenizer:
+    return Tokenizer(folder)  # a relative name means another one after a change of the working directory
 
 
 def train(texts: Iterator[str], folder: Path, *, vocab_size: int) -> None:

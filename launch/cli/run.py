@@ -81,12 +81,12 @@ def run(hosts: tuple[str, ...], data: str | None, trainer_flags: tuple[str, ...]
     words = (*(("--data_path", data) if data is not None else ()), *trainer_flags)
     check = session.flag_check(asked["stage"], words)
     known = session.load()
-    if (asked_help := check.result()) is not None:
-        click.echo(asked_help, nl=False)
-        return 0
     with ExitStack() as stack:
         transport: Transport = stack.enter_context(connect(known.host(hosts[0]), known))
         here: Transport = stack.enter_context(connect(known.host("local"), known))
+        if (asked_help := check.result()) is not None:  # the connection is imported by now, and not yet opened
+            click.echo(asked_help, nl=False)
+            return 0
         record: list[DryStep] = []
         if asked["dry_run"]:
             transport, here = DryTransport(transport, record), DryTransport(here, record)

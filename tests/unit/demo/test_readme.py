@@ -9,6 +9,7 @@ import pytest
 
 from launch.cli import cli
 from minimind import flags as command_line
+from minimind import plan
 from minimind.catalog import CATALOG
 
 ROOT = Path(__file__).parents[3]
@@ -49,11 +50,7 @@ def check_trainer(words):
         command_line.add_fields(parser, getattr(pytest.importorskip(module), config), {})
         parser.parse_args(flags)
     elif stage == "plan":
-        from minimind.plan import PlanConfig
-
-        parser = command_line.Parser(allow_abbrev=False)
-        command_line.add_fields(parser, PlanConfig, {})
-        command_line.parse(flags[0], parser.parse_known_args(flags[1:])[1])
+        assert plan.plan([*flags[:1], *(["--flags_only"] if flags else []), *flags[1:]]) == 0
     elif "--help" in flags:
         assert stage in CATALOG
     else:
