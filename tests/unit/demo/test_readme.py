@@ -20,6 +20,11 @@ PAGES = [
     *sorted((ROOT / "demo").glob("*.md")),
 ]
 PAGES = [page for page in PAGES if page.name != "LOG.md"]
+USES = {
+    "chat": ("minimind.generate", "ChatConfig"),
+    "eval": ("minimind.evaluate", "EvalConfig"),
+    "export": ("minimind.export", "ExportConfig"),
+}
 PROGRAMS = ("launch ", "make ", "python -m minimind ")
 
 
@@ -37,10 +42,10 @@ SHOWN = sorted({(page.relative_to(ROOT).as_posix(), c) for page in PAGES for c i
 
 def check_trainer(words):
     stage, flags = words[0], words[1:]
-    if stage == "chat":
-        generate = pytest.importorskip("minimind.generate")
+    if stage in USES:
+        use = pytest.importorskip(USES[stage][0])
         parser = command_line.Parser(allow_abbrev=False)
-        command_line.add_fields(parser, generate.ChatConfig, {})
+        command_line.add_fields(parser, getattr(use, USES[stage][1]), {})
         parser.parse_args(flags)
     elif "--help" in flags:
         assert stage in CATALOG
