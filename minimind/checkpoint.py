@@ -1,7 +1,8 @@
 """Weights and checkpoints: what is written is whole or absent, what is read is checked before it is believed.
 
 ``ckpt/step-NNNNNNNN/`` holds fp32 parameters, optimiser state and ``state.json`` under ``SHA256SUMS``; ``export/``
-holds the final fp16 weights under the original's name with a JSON sidecar that says how to build the model.
+holds the final fp16 weights under the original's name with a JSON sidecar that says how to build the model. Reading
+weight files is :mod:`minimind.weights`; its names that others use stand here too.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from minimind.durable import verified_files
 from minimind.rundir import RunError
 from tests.support import corpus
 
+BY_TRANSFORMERS = proof.by_transformers
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -217,6 +219,15 @@ def test_kill_9_while_it_is_written_leaves_the_old_export_as_it_was(home, folder
     )
     assert done.returncode == -signal.SIGKILL and everything(folder) == before
     assert export(home, "--from_weight", "other", "--to", str(folder)) == 0
+
+
+def test_without_transformers_it_is_written_all_the_same_and_says_who_was_not_asked(
+    home, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(proof, "by_transformers", BY_TRANSFORMERS)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    assert export(home, "--from_weight", "full_sft", "--to", str(tmp_path / "hf")) == 0
+    assert "not installed here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
