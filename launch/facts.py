@@ -29,6 +29,7 @@ if [ -r /proc/sys/kernel/random/boot_id ]; then say boot_id "$(cat /proc/sys/ker
 if [ -e /.dockerenv ] || [ -e /run/.containerenv ] ||
   grep -qE 'docker|kubepods|containerd|lxc' /proc/1/cgroup 2>/dev/null; then say in_container 1; fi
 if have rsync; then say rsync 1; fi
+if [ -w /dev/shm ] && grep -q '^[^ ]* /dev/shm tmpfs ' /proc/mounts 2>/dev/null; then say memory /dev/shm; fi
 if have docker; then
   say docker "$(brief docker info --format '{{.ServerVersion}} {{json .Runtimes}}' 2>/dev/null)" &
 fi
@@ -57,7 +58,10 @@ wait
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """A host as it is now. ``root`` is absolute; ``now`` is its clock, seconds since the epoch."""
+    """A host as it is now. ``root`` is absolute; ``now`` is its clock, seconds since the epoch.
+
+    ``memory_dir`` is a folder in memory that anybody may write into.
+    """
 
     system: str
     arch: str
@@ -77,6 +81,7 @@ class HostFacts:
     rsync: bool
     free_bytes: int | None
     boot_id: str | None
+    memory_dir: str | None = None
 
     def expand(self, path: str) -> str:
         """An absolute path for one that may begin with ``@/``, the root, or ``~/``."""
@@ -158,6 +163,7 @@ def parse(text: str) -> HostFacts:
         rsync=one("rsync") == "1",
         free_bytes=_free_bytes(one("df")),
         boot_id=one("boot_id") or None,
+        memory_dir=one("memory") or None,
     )
 
 
