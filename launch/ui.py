@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TextIO, cast
@@ -100,6 +102,28 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     with console.capture() as capture:
         console.print(drawn)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()), flush=True)  # noqa: T201
+
+
+def checklist(rows: Sequence[tuple[str, str, str, str | None]]) -> None:
+    """Verdict, name, what was found and a remedy, a line each on stdout; wrapped and coloured on a terminal."""
+    watched = sys.stdout.isatty()
+    width = max(40, shutil.get_terminal_size().columns) if watched else 1 << 16
+    longest = min(14, max((len(name) for _, name, _, _ in rows), default=0))
+    margin = " " * (longest + 8)
+    colours = {"ok": "32", "warn": "33", "unfit": "1;31"} if watched and "NO_COLOR" not in os.environ else {}
+    for verdict, name, found, remedy in rows:
+        head = f"{verdict:5}  {name:{longest}}"
+        if len(head) > len(margin) - 1:  # a long name has a line of its own
+            lines = [head, *textwrap.wrap(printable(found), width, initial_indent=margin, subsequent_indent=margin)]
+        else:
+            lines = textwrap.wrap(printable(found), width, initial_indent=f"{head} ", subsequent_indent=margin)
+        if remedy is not None:
+            lines += textwrap.wrap(
+                f"-> {printable(remedy)}", width, initial_indent=margin, subsequent_indent=f"{margin}   "
+            )
+        if verdict in colours:
+            lines[0] = f"\x1b[{colours[verdict]}m{verdict:5}\x1b[0m{lines[0][5:]}"
+        print("\n".join(lines), flush=True)  # noqa: T201
 
 
 class LogWriter:

@@ -24,7 +24,8 @@ SECRETS = "/run/minimind-secrets.json"
 """Where a container finds its secrets."""
 
 
-def _mount(path: str, *, readonly: bool, target: str | None = None) -> str:
+def mount(path: str, *, readonly: bool, target: str | None = None) -> str:
+    """The value of --mount that binds a path to itself or to ``target``."""
     quoted = '"{}"'.format  # the value of --mount is one line of CSV
     fields = ("type=bind", quoted(f"source={path}"), quoted(f"target={target or path}"))
     return ",".join((*fields, "readonly") if readonly else fields)
@@ -61,9 +62,9 @@ def run(
         *("--stop-timeout", str(STOP_TIMEOUT_S)),
         *("--env", "HOME=/tmp", "--env", "USER=minimind"),  # the uid need not exist inside
         *(("--gpus", "all") if gpus else ()),
-        *("--mount", _mount(root, readonly=False)),
-        *(word for path in readonly for word in ("--mount", _mount(path, readonly=True))),
-        *(("--mount", _mount(secrets, readonly=True, target=SECRETS)) if secrets else ()),
+        *("--mount", mount(root, readonly=False)),
+        *(word for path in readonly for word in ("--mount", mount(path, readonly=True))),
+        *(("--mount", mount(secrets, readonly=True, target=SECRETS)) if secrets else ()),
         image_id,
         *("--run_dir", run_dir),
         *(("--nproc", str(nproc_override)) if nproc_override else ()),

@@ -63,9 +63,9 @@ def ranks_with(value: str, run_dir: pathlib.Path) -> list[str]:
     found = []
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            if str(run_dir).encode() in (process / "cmdline").read_bytes():
-                if f"{NAME}={value}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found.append((process / "cmdline").read_bytes().decode())
+            command, environ = (process / "cmdline").read_bytes(), (process / "environ").read_bytes().split(b"\0")
+            if str(run_dir).encode() in command and f"{NAME}={value}".encode() in environ:
+                found.append(command.decode())
         except OSError:
             continue
     return found
