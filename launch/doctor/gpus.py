@@ -57,8 +57,10 @@ def read_smi(lines: Sequence[str]) -> Smi:
         return Smi(code=None, driver="", gpus=())
     code = int(match[1]) if (match := re.fullmatch(r"code (\d+)", lines[-1])) else 1
     text = "\n".join(line for line in lines[:-1] if not line.startswith("<!DOCTYPE"))
+    if "<!" in text:  # entities could grow without end, and nvidia-smi defines none
+        return Smi(code=code or 1, driver="", gpus=())
     try:
-        log = ElementTree.fromstring(text)  # noqa: S314 -- no entities without a DOCTYPE, which is left out
+        log = ElementTree.fromstring(text)  # noqa: S314 -- see above
     except ElementTree.ParseError:
         return Smi(code=code or 1, driver="", gpus=())
     driver = log.findtext("driver_version", "").strip()
@@ -75,7 +77,7 @@ def _gpu(gpu: ElementTree.Element) -> Gpu:
         memory_mib=_mib(gpu, "fb_memory_usage/total") or 0,
         used_mib=_mib(gpu, "fb_memory_usage/used") or 0,
         pids=tuple(
-            int(pid.text) for pid in gpu.iterfind("processes/process_info/pid") if pid.text and pid.text.isdigit()
+            int(pid.text) for pid in gpu.iterfind("processes/process_info/pid") if pid.text and pid.text.isdecimal()
         ),
         uncorrectable=_uncorrectable(gpu),
         remap_pending=_says(gpu, "remapped_rows/remapped_row_pending")
@@ -100,7 +102,7 @@ def _uncorrectable(gpu: ElementTree.Element) -> int | None:
     counters = [element for element in gpu.iterfind("ecc_errors/volatile//*") if "uncorrectable" in element.tag]
     counters += gpu.findall("ecc_errors/volatile/double_bit/total")
     texts = [(counter.text or "").strip() for counter in counters if not len(counter)]
-    counts = [int(text) for text in texts if text.isdigit()]
+    counts = [int(text) for text in texts if text.isdecimal()]
     return sum(counts) if counts else None
 
 
@@ -116,7 +118,7 @@ def judge(told: Answers, *, expected: int | None, cuda: tuple[int, int] | None, 
         *_capability(told, cuda),
         _health(smi, told),
         *_topology(told.all("topo"), len(smi.gpus)),
-        _processes(smi, {int(pid) for pid in told.all("our_pid") if pid.isdigit()}),
+        _processes(smi, {int(pid) for pid in told.all("our_pid") if pid.isdecimal()}),
     ]
 
 
@@ -162,7 +164,7 @@ def _models(smi: Smi, *, expected: int | None) -> Check:
 
 
 def _driver(smi: Smi, cuda: tuple[int, int] | None) -> Check:
-    version = tuple(int(part) for part in smi.driver.split(".") if part.isdigit())
+    version = tuple(int(part) for part in smi.driver.split(".") if part.isdecimal())
     needed = MINIMUM_DRIVER.get(cuda[0]) if cuda else None
     if needed is None or cuda is None:
         return ok("driver", smi.driver)

@@ -99,6 +99,10 @@ for device in /sys/class/infiniband/*; do if [ -e "$device" ]; then say infiniba
 """
 
 
+LONGEST = 4000
+"""Of a value: a host may say anything, and Python refuses to read numbers of more than 4300 digits."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Another host of the inventory and where its ssh port is."""
@@ -145,5 +149,5 @@ def parse(text: str) -> Answers:
     for line in text.splitlines():
         key, equals, value = line.partition("=")
         if equals and re.fullmatch(r"[a-z_]+", key):
-            values.setdefault(key, []).append(value.rstrip())
+            values.setdefault(key, []).append(value[:LONGEST].rstrip())
     return Answers(values=values)

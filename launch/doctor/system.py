@@ -83,9 +83,9 @@ def _machine(told: Answers, facts: HostFacts) -> Check:
 
 def _memory(told: Answers) -> Check:
     total = int(told.number("ram") or 0) * 1024
-    limits = [int(limit) for limit in told.all("ram_limit") if limit.isdigit()]
+    limits = [int(limit) for limit in told.all("ram_limit") if limit.isdecimal()]
     usable = min([total, *(limit for limit in limits if 0 < limit < total)])
-    quota = re.fullmatch(r"(\d+) (\d+)", told.one("cpu_max"))
+    quota = re.fullmatch(r"(\d+) ([1-9]\d*)", told.one("cpu_max"))
     cpus = f", a quota of {int(quota[1]) / int(quota[2]):.1f} CPUs" if quota else ""
     if not total:
         return ok("memory", "not told")
@@ -135,9 +135,9 @@ def _shm(told: Answers, executor: str, ranks: int) -> Check:
 def _limits(told: Answers) -> Check:
     soft, hard = [*told.one("nofile").split(), "", ""][:2]
     memlock = [*told.one("memlock").split(), ""][0]
-    locked = memlock if memlock in ("", "unlimited") else amount(int(memlock) * 1024)
+    locked = amount(int(memlock) * 1024) if memlock.isdecimal() else memlock
     said = f"{soft or '?'} open files (at most {hard or '?'}), {locked or '?'} of locked memory"
-    if soft.isdigit() and int(soft) < GOOD_FILES:
+    if soft.isdecimal() and int(soft) < GOOD_FILES:
         remedy = "raise it: `ulimit -n 65536` in the login shell's profile, or LimitNOFILE= of its service"
         return (unfit if int(soft) < LEAST_FILES else warn)("limits", said, remedy)
     if told.all("infiniband") and memlock not in ("", "unlimited"):
@@ -201,7 +201,7 @@ def _network(told: Answers, targets: Sequence[Target]) -> list[Check]:
                 checks.append(warn(name, "not tried: no answer from Python there within 10 s", without))
     for target in targets:
         match answers.get(target.name):
-            case [time_ms] if time_ms.isdigit():
+            case [time_ms] if time_ms.isdecimal():
                 checks.append(ok(f"to {target.name}", f"{target.address} port {target.port} answers in {time_ms} ms"))
             case _:
                 said = f"{target.address} port {target.port} cannot be reached from there"
