@@ -22,7 +22,7 @@ def web(name, url):
     parts = urllib.parse.urlsplit(url)
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     try:
-        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "minimind-launch"})
+        request = urllib.request.Request(shown, method="HEAD", headers={"User-Agent": "minimind-launch"})
         urllib.request.urlopen(request, timeout=4).close()
         return "%s yes %s" % (name, shown)
     except urllib.error.HTTPError:

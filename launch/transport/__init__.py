@@ -42,9 +42,15 @@ def connect(host: Host, inventory: Inventory) -> Transport:
 
 def ssh_command(host: Host, inventory: Inventory) -> list[str]:
     """The OpenSSH client, without destination, that trusts exactly what :func:`connect` trusts (for ``rsync -e``)."""
-    from launch.transport.openssh import command
+    from launch.transport.openssh import Hop, command
+    from launch.transport.ssh import open_connection
 
-    return command(host, inventory)
+    hops: list[Hop] = []
+    connection = open_connection(host, inventory).gateway
+    while connection is not None and not isinstance(connection, str):  # a ProxyCommand OpenSSH reads for itself
+        hops.insert(0, Hop(name=connection.original_host, user=connection.user, port=connection.port))
+        connection = connection.gateway
+    return command(host, inventory, hops)
 
 
 def address(host: Host, inventory: Inventory) -> tuple[str, int, bool]:

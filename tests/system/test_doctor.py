@@ -1,14 +1,17 @@
-"""`launch doctor` on a real sshd whose PATH has an nvidia-smi of ours: exit codes, JSON, one remote call, cleaning up."""
+"""`launch doctor` on a real sshd whose PATH has an nvidia-smi of ours: exit codes, one remote call, cleaning up."""
 
 import contextlib
+import fcntl
 import http.server
 import json
 import os
 import pathlib
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 
 import pytest
@@ -112,10 +115,6 @@ def test_hosts_that_cannot_be_asked_are_exit_4_and_the_others_are_shown_all_the_
 
 def test_eighty_columns_are_enough_and_no_color_is_respected(home):
     ours, theirs = pty.openpty()
-    import fcntl
-    import struct
-    import termios
-
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environ = {key: value for key, value in home.environ.items() if key not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
