@@ -32,7 +32,7 @@ def plant(home, value, *, mode=0o600):
 def holders(value: str, *, inside=()) -> set[str]:
     """Files of /proc that show the value: arguments and environments of every process but those below ``inside``."""
     found = set()
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
+    for process in (pathlib.Path("/proc", pid) for pid in os.listdir("/proc") if pid.isdecimal()):
         for name in ("cmdline", "environ"):
             try:
                 data = (process / name).read_bytes()
@@ -61,7 +61,7 @@ def handed_over() -> set[pathlib.Path]:
 def ranks_with(value: str, run_dir: pathlib.Path) -> list[str]:
     """Processes that train this run and have the variable."""
     found = []
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
+    for process in (pathlib.Path("/proc", pid) for pid in os.listdir("/proc") if pid.isdecimal()):
         try:
             command, environ = (process / "cmdline").read_bytes(), (process / "environ").read_bytes().split(b"\0")
             if str(run_dir).encode() in command and f"{NAME}={value}".encode() in environ:
