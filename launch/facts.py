@@ -40,7 +40,7 @@ fi
 if have nvidia-container-runtime-hook || have nvidia-container-toolkit; then say gpus_option 1; fi
 if have nvidia-smi; then
   brief nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null | {
-    while IFS= read -r gpu; do case $gpu in *,*) say gpu "$gpu" ;; esac; done
+    while IFS= read -r gpu; do case $gpu in *", "*MiB) say gpu "$gpu" ;; esac; done
   } &
 fi
 for python in ${wanted:+"$wanted"} $([ -n "$wanted" ] || echo python3 python3.13 python3.12 python3.11 python); do

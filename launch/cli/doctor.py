@@ -77,7 +77,7 @@ def _row(report: Report) -> dict[str, Any]:
 
 
 def _show(report: Report) -> None:
-    click.secho(f"{report.host}: {report.verdict or 'cannot be asked'}", bold=True)
+    click.echo(f"{report.host}: {report.verdict or 'cannot be asked'}")
     if report.error is not None:
         paragraph(report.error)
     checklist([(str(check.verdict), check.name, check.found, check.remedy) for check in report.checks])
