@@ -19,11 +19,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minimind.durable import AlreadyHeld, hold, publish, to_json, tree_hash
+from minimind.keys import receive
 from minimind.process import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, boot_id, detach, oom_kills, prctl, start_time
 from minimind.rundir import BEAT_INTERVAL_S, Reason, RunDir, RunError, RunSpec
 from minimind.verdict import broken, judge, paragraph
@@ -90,7 +91,8 @@ class HeldError(RunError):
 class Supervisor:
     """One attempt of one run, from the lock to exit.json."""
 
-    def __init__(self, run_dir: Path, *, nproc: int | None = None) -> None:
+    def __init__(self, run_dir: Path, *, nproc: int | None = None, secrets: Mapping[str, str] | None = None) -> None:
+        self.secrets = dict(secrets or {})
         self.dir = RunDir(run_dir.resolve())
         try:
             self.spec = RunSpec.from_json(self.dir.spec.read_bytes())
@@ -169,7 +171,7 @@ class Supervisor:
 
     def _train(self, metrics_before: int) -> int:
         ours = {"MINIMIND_ATTEMPT": str(self.attempt), "MINIMIND_RUN_DIR": str(self.dir.root)}
-        environment = {**os.environ, **ours, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **self.secrets, **ours, "PYTHONUNBUFFERED": "1"}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.nproc)))
         if Path(
             "/sys/class/net/lo"
@@ -242,16 +244,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m minimind.supervise", description="Run one attempt of a run.")
     parser.add_argument("--run_dir", type=Path, required=True, help="the run directory, with its spec.json")
     parser.add_argument("--nproc", type=int, help="ranks, instead of the number in spec.json")
+    parser.add_argument("--secrets", type=Path, help="a JSON file of variables for the ranks; removed once it is read")
     parser.add_argument("--detach", action="store_true", help="go on in the background and print handle.json")
     options = parser.parse_args(arguments)
     if not options.detach:
-        return _attempt(options.run_dir, options.nproc, announce=None)
-    return detach(lambda announce: _attempt(options.run_dir, options.nproc, announce=announce))
+        return _attempt(options, announce=None)
+    return detach(lambda announce: _attempt(options, announce=announce))
 
 
-def _attempt(run_dir: Path, nproc: int | None, *, announce: Callable[[bytes], None] | None) -> int:
+def _attempt(options: argparse.Namespace, *, announce: Callable[[bytes], None] | None) -> int:
     try:
-        supervisor = Supervisor(run_dir, nproc=nproc)
+        supervisor = Supervisor(options.run_dir, nproc=options.nproc, secrets=receive(options.secrets))
     except HeldError as error:
         print(error, file=sys.stderr)
         return EXIT_REFUSED
@@ -259,14 +262,14 @@ def _attempt(run_dir: Path, nproc: int | None, *, announce: Callable[[bytes], No
         print(error, file=sys.stderr)
         return EXIT_INVALID
     except OSError as error:
-        print(paragraph(error, run_dir), file=sys.stderr)
+        print(paragraph(error, options.run_dir), file=sys.stderr)
         return EXIT_FAILED
     if announce:
         try:
             publish(supervisor.dir.handle, to_json(supervisor.handle))
         except OSError as error:
             supervisor.conclude(broken(error, supervisor.dir.root))
-            print(paragraph(error, run_dir), file=sys.stderr)
+            print(paragraph(error, options.run_dir), file=sys.stderr)
             return EXIT_FAILED
         announce(to_json(supervisor.handle))
     return supervisor.run()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from launch import inventory as inventories
+from launch.cli import host_keys
+from launch.cli.host_forget import drop_key, refuse_while_alive
 from launch.errors import Exit, LaunchError
 from launch.inventory import Inventory, edit
 from minimind.rundir import publish
-
-if TYPE_CHECKING:
-    from launch.transport.hostkeys import HostKey
 
 
 @click.group()
@@ -38,8 +35,10 @@ def _parse(text: str, path: Path) -> Inventory:
 
 @host.command()
 @click.argument("name")
-@click.option("--ssh", required=True, metavar="ADDRESS", help="user@name:port, or an alias of the ssh config.")
+@click.option("--ssh", metavar="ADDRESS", help="user@name:port, or an alias of the ssh config.")
 @click.option("--fingerprint", metavar="SHA256:…", help="The key that the host must show; without it you are asked.")
+@click.option("--replace-key", is_flag=True, help="NAME was made anew: trust its new key (and take a new --ssh).")
+@click.option("--install-key", is_flag=True, help="Put your public key there; its password is asked, once.")
 @click.option("--root", help="Folder on the host for runs, weights and data.  [default: ~/minimind]")
 @click.option("--executor", type=click.Choice(["auto", "docker", "venv", "slurm"]), help="How runs are started.")
 @click.option("--gpus", type=click.IntRange(0), help="How many GPUs to use.")
@@ -49,7 +48,7 @@ def _parse(text: str, path: Path) -> Inventory:
 @click.option("--identity-file", help="The private key that lets you in.")
 @click.option("--python", help="A ready-made interpreter on the host.")
 @click.option("--image", help="The image that the docker executor uses.")
-def add(name: str, fingerprint: str | None, **values: object) -> None:
+def add(name: str, fingerprint: str | None, replace_key: bool, install_key: bool, **values: object) -> None:
     """Add a host NAME, after checking the key that it shows."""
     from launch.transport import hostkeys
 
@@ -57,51 +56,49 @@ def add(name: str, fingerprint: str | None, **values: object) -> None:
         raise click.UsageError("NAME has letters, digits, - and _ only, and is not `local`, which is always there")
     if fingerprint is not None and not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", fingerprint):
         raise click.UsageError("--fingerprint must look like SHA256:… with 43 characters, as ssh-keygen -l prints it")
+    if not values["ssh"] and not replace_key:
+        raise click.UsageError("Missing option '--ssh': where is the host?")
     path, text = _open()
-    if name in _parse(text, path).hosts:
+    before = _parse(text, path)
+    if name in before.hosts and not replace_key:
         raise LaunchError(
             f"there is already a host {name}",
             why=f"{path} has a table [hosts.{name}]",
-            remedy=f"launch host forget {name}",
+            remedy=f"launch host forget {name}; or, when it was made anew: launch host add {name} --replace-key",
             code=Exit.REFUSED,
         )
-    text = edit.add_host(text, name, values)
+    old = before.host(name) if replace_key else None
+    text = edit.change_host(text, name, values) if replace_key else edit.add_host(text, name, values)
     inventory = _parse(text, path)
-    keys = hostkeys.scan(inventory.host(name), inventory)
-    keys = _ask(name, keys) if fingerprint is None else hostkeys.matching(keys, fingerprint, name=name)
+    new = inventory.host(name)
+    keys = hostkeys.scan(new, inventory)
+    if fingerprint is None:
+        known = hostkeys.fingerprints(before.known_hosts, hostkeys.server_name(old, before)) if old else ()
+        host_keys.confirm(name, keys, known=known)
+    else:
+        keys = hostkeys.matching(keys, fingerprint, name=name)
     hostkeys.remember(inventory.known_hosts, keys)
     _write(path, text)
-    click.echo(f"{name} is in {path}, its key in {inventory.known_hosts}\nnext: launch hosts", err=True)
-
-
-def _ask(name: str, keys: list[HostKey]) -> list[HostKey]:
-    shown = "\n".join(f"  {key.kind} {key.fingerprint}" for key in keys)
-    if not sys.stdin.isatty():
-        raise LaunchError(
-            f"whether {name} is the right machine cannot be asked here",
-            why=f"there is no terminal, and {keys[0].server} shows\n{shown}",
-            remedy="compare with what the host's owner says, then add --fingerprint SHA256:…",
-            code=Exit.USAGE,
-        )
-    click.echo(f"{keys[0].server} shows\n{shown}", err=True)
-    click.confirm("Does the host's owner say the same?", abort=True, err=True)
-    return keys
+    if old is not None:
+        drop_key(old, before, inventory)
+    click.echo(f"{name} is in {path}, its key in {inventory.known_hosts}", err=True)
+    host_keys.let_in(new, inventory, wanted=install_key)
+    click.echo(f"next: launch doctor {name}", err=True)
 
 
 @host.command()
 @click.argument("name")
-def forget(name: str) -> None:
+@click.option("--force", is_flag=True, help="Also while a run is alive there; the run goes on.")
+def forget(name: str, force: bool) -> None:
     """Take host NAME and its keys out of launch.toml and launch.known_hosts; touches nothing on the host."""
-    from launch.transport import hostkeys
-
     path, text = _open()
     inventory = _parse(text, path)
     gone = inventory.host(name)
     text = edit.remove_host(text, name)
-    others = {hostkeys.server_name(h, inventory) for h in inventory.hosts.values() if h.ssh and h != gone}
+    if not force and gone.ssh:
+        refuse_while_alive(gone, inventory)
     _write(path, text)
-    if gone.ssh and (server := hostkeys.server_name(gone, inventory)) not in others:
-        hostkeys.forget(inventory.known_hosts, server)
+    drop_key(gone, inventory, _parse(text, path))
     click.echo(f"{name} is no longer in {path}", err=True)
 
 

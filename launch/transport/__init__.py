@@ -15,6 +15,7 @@ __all__ = [
     "DryTransport",
     "Result",
     "Transport",
+    "address",
     "connect",
     "host_path",
     "last_lines",
@@ -41,9 +42,27 @@ def connect(host: Host, inventory: Inventory) -> Transport:
 
 def ssh_command(host: Host, inventory: Inventory) -> list[str]:
     """The OpenSSH client, without destination, that trusts exactly what :func:`connect` trusts (for ``rsync -e``)."""
-    from launch.transport.openssh import command
+    from launch.transport.openssh import Hop, command
+    from launch.transport.ssh import open_connection
 
-    return command(host, inventory)
+    hops: list[Hop] = []
+    connection = open_connection(host, inventory).gateway
+    while connection is not None and not isinstance(connection, str):  # a ProxyCommand OpenSSH reads for itself
+        hops.insert(0, Hop(name=connection.original_host, user=connection.user, port=connection.port))
+        connection = connection.gateway
+    return command(host, inventory, hops)
+
+
+def address(host: Host, inventory: Inventory) -> tuple[str, int, bool]:
+    """Where the host's ssh port is, aliases of the ssh config resolved, and whether the way leads through another host.
+
+    Raises:
+        LaunchError: INVALID when the ssh config cannot be read.
+    """
+    from launch.transport.ssh import open_connection
+
+    connection = open_connection(host, inventory)
+    return connection.host, connection.port, connection.gateway is not None
 
 
 def ssh_destination(host: Host) -> str:

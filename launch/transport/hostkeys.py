@@ -95,6 +95,17 @@ def remember(known_hosts: Path, keys: Iterable[HostKey]) -> None:
     _write(known_hosts, [*lines, *(key.line for key in keys)])
 
 
+def fingerprints(known_hosts: Path, server: str) -> tuple[str, ...]:
+    """The fingerprints that the file has of a server."""
+    found = []
+    for line in _lines(known_hosts):
+        words = line.split()
+        if len(words) >= 3 and server in words[0].split(","):
+            with contextlib.suppress(ValueError):
+                found.append(HostKey(server=server, kind=words[1], blob=base64.b64decode(words[2])).fingerprint)
+    return tuple(found)
+
+
 def forget(known_hosts: Path, server: str) -> bool:
     """Take every key of a server out of the file; tells whether there was one."""
     before = _lines(known_hosts)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.inventory import Host, Inventory, parse_ssh
@@ -10,9 +13,33 @@ KEEPALIVE_S = 15
 CONNECT_TIMEOUT_S = 10
 
 
-def command(host: Host, inventory: Inventory) -> list[str]:
-    """``ssh`` with our known hosts only, no questions, keepalives, and the host's own identity, user and port."""
+@dataclass(frozen=True, kw_only=True)
+class Hop:
+    """A machine on the way; ``name`` may be an alias of the ssh config."""
+
+    name: str
+    user: str
+    port: int
+
+
+def command(host: Host, inventory: Inventory, hops: Sequence[Hop] = ()) -> list[str]:
+    """``ssh`` with our known hosts only, no questions, keepalives, and the host's own identity, user and port.
+
+    ``hops`` are the machines on the way, the first one first. OpenSSH starts a client of its own for a ProxyJump, which
+    would ask the user's known hosts: so each hop is a command with our options.
+    """
     address = parse_ssh(host.ssh or "")
+    argv = _trusting(inventory, hops)
+    if host.identity_file is not None:
+        argv += ["-o", "IdentitiesOnly=yes", "-i", str(host.identity_file)]
+    if address.user is not None:
+        argv += ["-l", address.user]
+    if address.port is not None:
+        argv += ["-p", str(address.port)]
+    return argv
+
+
+def _trusting(inventory: Inventory, hops: Sequence[Hop]) -> list[str]:
     argv = ["ssh"]
     if inventory.ssh_config is not None:
         argv += ["-F", str(inventory.ssh_config)]
@@ -30,12 +57,11 @@ def command(host: Host, inventory: Inventory) -> list[str]:
     }
     for key, value in options.items():
         argv += ["-o", f"{key}={value}"]
-    if host.identity_file is not None:
-        argv += ["-o", "IdentitiesOnly=yes", "-i", str(host.identity_file)]
-    if address.user is not None:
-        argv += ["-l", address.user]
-    if address.port is not None:
-        argv += ["-p", str(address.port)]
+    if hops:
+        last = hops[-1]
+        before = [*_trusting(inventory, hops[:-1]), "-l", last.user, "-p", str(last.port)]
+        command = shlex.join(before).replace("%", "%%")  # ssh expands the tokens of a ProxyCommand
+        argv += ["-o", f"ProxyCommand={command} -W '[%h]:%p' {shlex.quote(last.name)}"]
     return argv
 
 

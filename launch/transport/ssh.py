@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.errors import Exit, LaunchError
 from launch.inventory import Host, Inventory, parse_ssh
+from launch.secrets import Secret
 from launch.transport.openssh import CONNECT_TIMEOUT_S, KEEPALIVE_S
 from launch.transport.running import Running
 from launch.transport.shell import WRAPPER, ShellTransport
@@ -93,9 +94,11 @@ class UnknownHostKey(Exception):
 class SshTransport(ShellTransport):
     """Commands over one connection, each on its own channel and without a terminal."""
 
-    def __init__(self, host: Host, inventory: Inventory) -> None:
+    def __init__(self, host: Host, inventory: Inventory, *, password: Secret | None = None) -> None:
         self.host = host
         self._connection = open_connection(host, inventory)
+        if password is not None:
+            self._connection.connect_kwargs |= {"password": password.reveal(), "allow_agent": False}
         trust_only(self._connection, inventory)
         try:
             self._connection.open()

@@ -17,7 +17,7 @@ def explain(error: Exception, *, host: Host, connection: Any, inventory: Invento
     from launch.transport.ssh import UnknownHostKey
 
     where = f"{connection.host} port {connection.port}"
-    add, forget = f"launch host add {host.name} --ssh {host.ssh}", f"launch host forget {host.name}"
+    again = f"launch host add {host.name} --replace-key"
 
     def trouble(what: str, why: str, remedy: str) -> LaunchError:
         return LaunchError(f"{host.name}: {what}", why=why, remedy=remedy, code=Exit.UNREACHABLE)
@@ -34,15 +34,14 @@ def explain(error: Exception, *, host: Host, connection: Any, inventory: Invento
             return trouble(
                 "the host's key is not known",
                 f"{inventory.known_hosts} has no key of {error.server}, which shows {error.fingerprint}",
-                f"compare that with what the host's owner says, then `{forget}` and `{add} --fingerprint "
-                f"{error.fingerprint}`",
+                f"compare that with what the host's owner says, then `{again} --fingerprint {error.fingerprint}`",
             )
         case paramiko.BadHostKeyException():
             return trouble(
                 "the host's key has CHANGED: nothing was sent",
                 f"{error.hostname} shows {error.key.fingerprint}, {inventory.known_hosts} says "
                 f"{error.expected_key.fingerprint}: another machine answers there, or it was installed anew",
-                f"only if you know why: `{forget}`, then `{add}`",
+                f"only if you know that it was made anew: `{again}` (with --ssh ADDRESS if that is new too)",
             )
         case socket.gaierror():
             return trouble(
@@ -67,7 +66,7 @@ def explain(error: Exception, *, host: Host, connection: Any, inventory: Invento
         return trouble(
             f"{connection.user} is not let in",
             f"{where} accepts none of this user's keys ({error})",
-            f"put your public key there (ssh-copy-id), or name the key: identity_file below [hosts.{host.name}]",
+            f"name the key: identity_file below [hosts.{host.name}]; or put it there: `{again} --install-key`",
         )
     if isinstance(error, paramiko.SSHException | EOFError):
         return trouble(

@@ -73,6 +73,7 @@ class Sshd:
 
 
 def start(folder: pathlib.Path, *, options: str = "") -> Sshd:
+    """Start one; of an option that is given twice sshd takes the first, so ``options`` override what stands here."""
     folder.mkdir(mode=0o700, parents=True)
     pathlib.Path("/run/sshd").mkdir(exist_ok=True) if os.geteuid() == 0 else None
     user_key = make_key(folder / "user_key")
@@ -83,9 +84,10 @@ def start(folder: pathlib.Path, *, options: str = "") -> Sshd:
         port = free_port()
         config = folder / "sshd_config"
         config.write_text(
-            f"ListenAddress 127.0.0.1\nPort {port}\nPidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n"
+            f"{options}\nListenAddress 127.0.0.1\nPort {port}\nPidFile none\nUsePAM no\nStrictModes no\n"
+            "PermitRootLogin yes\n"
             f"AuthorizedKeysFile {authorized}\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            f"MaxSessions 64\nMaxStartups 100\n{options}\n" + "".join(f"HostKey {key}\n" for key in host_keys.values())
+            f"MaxSessions 64\nMaxStartups 100\n" + "".join(f"HostKey {key}\n" for key in host_keys.values())
         )
         with open(folder / "log", "wb") as log:
             process = subprocess.Popen([BINARY, "-D", "-e", "-f", config], stderr=log, stdin=subprocess.DEVNULL)

@@ -15,6 +15,8 @@ FROZEN = {
     "init": {},
     "host": {},
     "hosts": {"--json": False},
+    "doctor": {"HOST": None, "--deep": False, "--nproc": None, "--json": False},
+    "secrets": {},
     "run": {
         "STAGE": None,
         "--host": ("local",),
@@ -36,8 +38,24 @@ STAGES = ["tokenizer", "pretrain", "full_sft", "dpo", "lora"]
 ROOT = pathlib.Path(__file__).parents[3]
 
 
+GROUPS = {
+    "host add": {
+        "NAME": None,
+        **dict.fromkeys(("--ssh", "--fingerprint", "--root", "--executor", "--gpus", "--price-per-hour"), None),
+        **dict.fromkeys(("--currency", "--release-command", "--identity-file", "--python", "--image"), None),
+        "--replace-key": False,
+        "--install-key": False,
+    },
+    "host forget": {"NAME": None, "--force": False},
+    "secrets check": {"HOST": None, "--json": False},
+}
+
+
 def command(name: str) -> click.Command:
-    found = cli.get_command(click.Context(cli), name)
+    found: click.Command | None = cli
+    for word in name.split():
+        assert isinstance(found, click.Group)
+        found = found.get_command(click.Context(found), word)
     assert found is not None
     return found
 
@@ -53,9 +71,9 @@ def surface(name: str) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("name", FROZEN)
+@pytest.mark.parametrize("name", [*FROZEN, *GROUPS])
 def test_a_command_keeps_its_options_and_defaults(name):
-    assert surface(name) == FROZEN[name]
+    assert surface(name) == (FROZEN | GROUPS)[name]
 
 
 def test_no_command_is_lost():

@@ -1,3 +1,4 @@
+import pathlib
 import tomllib
 
 import pytest
@@ -198,3 +199,33 @@ def test_adding_and_removing_give_back_what_was_there(hosts, release_command):
         added = edit.add_host(text, "new", {"ssh": "y", "release_command": release_command.replace("\x7f", "")})
         assert tomllib.loads(added)["hosts"]["new"]["ssh"] == "y"
         assert tomllib.loads(edit.remove_host(added, "new")) == before
+
+
+def test_a_host_is_changed_in_place_and_comments_stay():
+    text = '# top\n[hosts.a]  # mine\nssh = "old"   # the door\nroot = "/r"\n\n# about b\n[hosts.b]\nssh = "x"\n'
+    changed = edit.change_host(text, "a", {"ssh": "new", "gpus": 8, "python": None})
+    assert changed == text.replace('"old"', '"new"').replace('root = "/r"\n', 'root = "/r"\ngpus = 8\n')
+    assert edit.change_host('[hosts.a]\nssh = "old#1"', "a", {"ssh": "n"}) == '[hosts.a]\nssh = "n"\n'
+    with pytest.raises(LaunchError, match="cannot be edited"):
+        edit.change_host('hosts = {a = {ssh = "x"}}\n', "a", {"ssh": "y"})
+    with pytest.raises(LaunchError, match="cannot be edited"):
+        edit.change_host("", "a", {"ssh": "y"})
+
+
+def test_secrets_are_named_for_all_hosts_or_for_one():
+    own = {"a": "", "b": 'secrets = ["B", "C"]\n', "c": "secrets = []\n"}
+    text = 'secrets = ["A"]\n' + "".join(f'[hosts.{name}]\nssh = "x"\n{line}' for name, line in own.items())
+    known = parse(text, path=None, home=pathlib.Path("/h"), environ={})
+    assert {name: host.secrets for name, host in known.hosts.items()} == {
+        "a": ("A",),
+        "b": ("B", "C"),
+        "c": (),
+        "local": ("A",),
+    }
+    assert known.secrets_file == pathlib.Path("/h/launch.secrets")
+
+
+def test_a_value_in_place_of_a_secrets_name_is_refused_and_not_repeated():
+    with pytest.raises(LaunchError) as caught:
+        parse('secrets = ["key-0123-abcd!"]\n', path=None, home=pathlib.Path("/h"), environ={})
+    assert "key-0123" not in str(caught.value)
