@@ -57,8 +57,16 @@ class Lazy(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _given(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty: give the path of a launch.toml, or leave the option away")
+    return value
+
+
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--inventory", metavar="PATH", help="The launch.toml to use.  [env: LAUNCH_INVENTORY]")
+@click.option(
+    "--inventory", metavar="PATH", callback=_given, help="The launch.toml to use.  [env: LAUNCH_INVENTORY]"
+)
 @click.version_option(package_name="minimind-launch", prog_name="launch")
 def cli(inventory: str | None) -> None:
     """Train MiniMind on any host, and bring the results home.

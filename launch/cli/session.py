@@ -6,12 +6,14 @@ import getpass
 import json
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from launch import environment, inventory
+from launch.errors import Exit
 from launch.inventory import Inventory
 from launch.runs.start import Ends, Laptop, code_version
 from launch.transport import Transport
@@ -52,6 +54,12 @@ def ends(transport: Transport, laptop: Transport, known: Inventory) -> Ends:
     envs = installed if installed.is_dir() else package().parent / "envs"
     here = environment.Here(package=package(), envs=envs, cache=cache)
     return Ends(host=transport, laptop=laptop, inventory=known, here=here)
+
+
+def worst(codes: Iterable[Exit | int]) -> int:
+    """The exit code of a command that asked several hosts: 0, or 4 before any other."""
+    found = sorted(int(code) for code in codes)
+    return int(Exit.UNREACHABLE) if int(Exit.UNREACHABLE) in found else next(iter(found), int(Exit.OK))
 
 
 def print_json(value: Any) -> None:

@@ -66,7 +66,7 @@ def _tell(report: sync.Report, dry_run: bool) -> None:
     if dry_run:
         say(f"would copy {moved} from {report.host} to {report.folder}; nothing was changed")
     else:
-        say(f"copied {moved}; all of them verified. Check again: cd {report.folder} && sha256sum -c SHA256SUMS")
+        say(f"copied {moved}; all of them verified. Check again: {report.check_command}")
 
 
 @click.command()

@@ -14,8 +14,8 @@ from launch.errors import Exit, LaunchError
 from launch.executors import Attempt, Environment, Executor, Handle, choose
 from launch.inventory import Inventory
 from launch.runs import names
-from launch.transport import Transport
-from launch.voice import Voice
+from launch.transport import DryTransport, Transport
+from launch.voice import Supposed, Voice
 from minimind.catalog import CATALOG
 from minimind.rundir import RunSpec, new_run_id
 
@@ -161,6 +161,7 @@ def carry_out(plan: Plan, transport: Transport, laptop: Transport, voice: Voice)
     Raises:
         LaunchError: what could not be done; a run directory that was made by then stays, PREPARED.
     """
+    voice = Supposed(voice) if isinstance(transport, DryTransport) else voice
     inputs.push(plan.inputs.files, transport, voice)
     for task in plan.provision.tasks:
         task.do(transport, laptop, voice)
