@@ -64,9 +64,7 @@ def _given(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--inventory", metavar="PATH", callback=_given, help="The launch.toml to use.  [env: LAUNCH_INVENTORY]"
-)
+@click.option("--inventory", metavar="PATH", callback=_given, help="The launch.toml to use.  [env: LAUNCH_INVENTORY]")
 @click.version_option(package_name="minimind-launch", prog_name="launch")
 def cli(inventory: str | None) -> None:
     """Train MiniMind on any host, and bring the results home.

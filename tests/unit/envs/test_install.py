@@ -82,8 +82,11 @@ def test_a_call_killed_half_way_is_made_good_by_the_next(shop, silent):
 
 
 def leftovers(shop) -> list[str]:
-    return [path.name for path in shop.folder.iterdir() if path.name.startswith((".making", "env."))
-            and path.name != "env.lock"]
+    return [
+        path.name
+        for path in shop.folder.iterdir()
+        if path.name.startswith((".making", "env.")) and path.name != "env.lock"
+    ]
 
 
 def test_its_name_is_never_seen_before_it_is_whole_however_often_the_making_is_killed(shop):
@@ -115,7 +118,9 @@ def test_a_call_killed_between_its_two_renames_leaves_the_older_one_to_the_next(
 def test_scripts_and_activation_name_the_place_where_the_environment_lies(shop):
     body = "def main():\n    import sys\n    print(sys.prefix)\n"
     wheel(shop.wheels, "small", "1.0", body=body, entry_points="[console_scripts]\nsmall-says = small:main\n")
-    shop.lock.write_text(re.sub(r"(small==1.0 .*\n *--hash=sha256:)\w+", rf"\g<1>{sha256(shop.small)}", shop.lock.read_text()))
+    shop.lock.write_text(
+        re.sub(r"(small==1.0 .*\n *--hash=sha256:)\w+", rf"\g<1>{sha256(shop.small)}", shop.lock.read_text())
+    )
     assert shop.install(*shop.offline()).returncode == 0
     said = subprocess.run([shop.venv / "bin" / "small-says"], capture_output=True, text=True, check=True).stdout
     assert said.strip() == str(shop.venv)
@@ -136,7 +141,9 @@ def test_a_disk_that_fills_up_while_it_is_made_leaves_nothing_of_that_name(shop,
     try:
         shop.venv = small_disk / "env"
         wheel(shop.wheels, "small", "1.0", body="x = '" + "x" * 300_000 + "'\n")
-        shop.lock.write_text(re.sub(r"(small==1.0 .*\n *--hash=sha256:)\w+", rf"\g<1>{sha256(shop.small)}", shop.lock.read_text()))
+        shop.lock.write_text(
+            re.sub(r"(small==1.0 .*\n *--hash=sha256:)\w+", rf"\g<1>{sha256(shop.small)}", shop.lock.read_text())
+        )
         done = shop.install(*shop.offline())
         assert_paragraph(done)
         assert "No space left" in done.stderr

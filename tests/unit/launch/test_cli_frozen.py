@@ -27,7 +27,7 @@ FROZEN = {
         "TRAINER_FLAGS": None,
     },
     "ps": {"--host": None, "--all": False, "--json": False},
-    "logs": {"RUN": None, "-f --follow": False, "--rank": None, "--attempt": None, "--host": None},
+    "logs": {"RUN": None, "-f --follow": False, "--rank": None, "--attempt": None, "--host": None, "--json": False},
     "stop": {"RUN": None, "--timeout": 330.0, "--now": False, "--host": None, "--json": False},
     "resume": {"RUN": None, "--host": None, "--nproc": None, "--detach": False, "--json": False},
     "sync-out": {"RUN": None, "--host": None, "--to": None, "--dry-run": False, "--json": False},
