@@ -11,8 +11,8 @@ Everything is checked against the lock's sha256, with one exception that is said
 Python whose hash the lock could not know comes by exact version from PyTorch's own index. That index is asked for torch
 alone, and no other index is asked in that call, so neither can stand in for the other.
 
-A new environment is made aside, in ``.making-DIR-*`` of the same folder, and gets its name by one rename when nothing is
-missing: whoever sees ``DIR`` sees a whole one. Scripts in it name ``DIR`` already. An older one stays in use until then.
+A new environment is made aside, in ``.making-DIR.*`` of the same folder, and gets its name by one rename when nothing
+is missing: whoever sees ``DIR`` sees a whole one. Scripts in it name ``DIR`` already. An older one serves until then.
 ``DIR/.complete`` names the locks: with others the environment is made anew; with these, a second call returns at once.
 ``DIR.lock`` keeps two calls apart; what a killed call left aside is removed by the next one.
 

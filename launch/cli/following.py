@@ -16,7 +16,6 @@ from launch.transport import Transport, connect
 from launch.ui import LogWriter, paragraph
 from minimind.rundir import State
 
-
 HEARD_BYTES = 1 << 16
 
 

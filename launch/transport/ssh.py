@@ -109,7 +109,7 @@ class SshTransport(ShellTransport):
 
     def start(self, argv: Sequence[str], stdin: Iterable[bytes]) -> Running:
         """Start a command with LC_ALL=C."""
-        line = "env LC_ALL=C " + shlex.join([*WRAPPER, *argv])
+        line = shlex.join([*WRAPPER, *argv])
         try:
             channel = self._wire.open_session(window_size=WINDOW_BYTES, timeout=SILENT_S)
             channel.exec_command(line.encode("utf-8", "surrogateescape"))

@@ -115,10 +115,38 @@ def test_everything_comes_home_and_the_checksums_say_so(far):
     assert not (far.home / ".previous").exists()
 
 
-def test_a_file_under_two_names_travels_once(far):
+def test_a_file_under_two_names_travels_once_and_editing_one_of_them_here_leaves_the_other(far):
+    put(far.root / "out" / "copied.pth", (far.root / "out" / "full_sft_512.pth").read_bytes())
     told = report(far)
     assert told["fetched_bytes"] < 6_100_000
-    assert os.path.samefile(far.home / "out" / "rlhf_512.pth", far.home / "runs" / RUN / "export" / "rlhf_512.pth")
+    names = [path for top in ("out", "runs") for path in (far.home / top).rglob("*") if path.is_file()]
+    assert len({path.stat().st_ino for path in names}) == len(names)
+    with open(far.home / "out" / "rlhf_512.pth", "r+b") as file:
+        file.write(b"edited")
+    exported = far.home / "runs" / RUN / "export" / "rlhf_512.pth"
+    assert exported.read_bytes() == (far.root / "out" / "rlhf_512.pth").read_bytes()
+
+
+def test_a_kept_version_shares_nothing_with_what_replaced_it(far):
+    out(far)
+    target = far.home / "out" / "full_sft_512.pth"
+    before = target.read_bytes()
+    for number in range(2):  # twice in one second: two versions all the same
+        put(far.root / "out" / "full_sft_512.pth", f"trained anew {number}".encode())
+        out(far)
+    with open(target, "r+b") as file:
+        file.write(b"edited here")
+    kept = sorted((far.home / ".previous").rglob("out/full_sft_512.pth"))
+    assert [path.read_bytes() for path in kept] == [before, b"trained anew 0"]
+    assert all(path.stat().st_nlink == 1 for path in [*kept, target])
+
+
+def test_the_command_to_check_again_works_as_it_is_printed(far, tmp_path):
+    folder = tmp_path / "it's $(touch pwned) my folder"
+    result = out(far, "--to", str(folder))
+    command = result.stderr.rpartition("Check again: ")[2]
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True).returncode == 0
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_a_second_sync_moves_nothing(far):
@@ -237,12 +265,14 @@ def test_hostile_names_links_and_pipes_stay_where_they_are(far, tmp_path):
 def test_a_host_that_lies_about_names_writes_nowhere_else(name):
     from launch.sync.listing import parse
 
-    listing = parse(b"f 1 - " + name.encode() + b"\0f 1 - out/fine\0end\0", ["out", "runs"])
+    listing = parse(b"f 1 - - - " + name.encode() + b"\0f 1 - - - out/fine\0end\0", ["out", "runs"])
     assert [file.path for file in listing.files] == ["out/fine"]
     assert len(listing.odd) == 1
 
 
-@pytest.mark.parametrize("told", [b"", b"f 1 - out/a\0", b"f 1 - out/a\0en", b"f 1 - out/end\0", b"end\0f 1 - out/a"])
+@pytest.mark.parametrize(
+    "told", [b"", b"f 1 - - - out/a\0", b"f 1 - - - out/a\0en", b"f 1 - - - out/end\0", b"end\0f 1 - - - out/a"]
+)
 def test_a_list_that_is_cut_off_is_never_taken_for_the_whole(told):
     from launch.sync.listing import parse
 
@@ -489,7 +519,8 @@ def test_a_host_that_chatters_at_login_is_told_what_to_do():
 
 
 def test_the_portable_listing_agrees_with_that_of_gnu_find(far, tmp_path):
-    from launch.sync.listing import LIST, parse
+    from launch.sync.listing import parse
+    from launch.sync.scripts import LIST
 
     fake = tmp_path / "bin"
     fake.mkdir()
@@ -499,7 +530,7 @@ def test_the_portable_listing_agrees_with_that_of_gnu_find(far, tmp_path):
     os.symlink("x", far.root / "out" / "link.pth")
     listed = []
     for path in (os.environ["PATH"], f"{fake}:{os.environ['PATH']}"):
-        argv = ["sh", "-c", LIST, "sh", str(far.root), "out", "runs", "nothing"]
+        argv = ["sh", "-c", LIST, "sh", str(far.root), "-H", "out", "runs", "nothing"]
         data = subprocess.run(argv, env={"PATH": path, "LC_ALL": "C"}, capture_output=True, check=True).stdout
         listing = parse(data, ["out", "runs"])
         files = sorted((file.path, file.length_bytes) for file in listing.files)
