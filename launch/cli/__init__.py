@@ -17,6 +17,10 @@ COMMANDS = {
     "stop": ("launch.cli.stop:stop", "Let a run save and leave."),
     "resume": ("launch.cli.resume:resume", "Go on with a run from its last checkpoint."),
     "sync-out": ("launch.cli.sync:sync_out", "Bring weights and runs home, verified."),
+    "versions": ("launch.cli.versions:versions", "Show what earlier syncs brought, or let old ones go."),
+    "restore": ("launch.cli.versions:restore", "Get an earlier version back, verified, into a folder of its own."),
+    "release-check": ("launch.cli.release:release_check", "Tell what would be lost with a host."),
+    "release": ("launch.cli.release:release", "Give a host back, if nothing would be lost."),
     "sync-in": ("launch.cli.sync:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
 }
 """Name -> where it is, and its line in the help."""

@@ -51,7 +51,7 @@ fi
 printf 'end\0'
 exit $code
 """
-"""Prints, NUL-terminated: kind (f: regular), bytes, device.inode, mtime, ctime (- where unknown), path; then ``end``."""
+"""Prints, NUL-terminated: kind (f: regular), bytes, device.inode, mtime, ctime (- where unknown), path; ``end``."""
 
 HASH = r"""
 cd "$1" || exit 66

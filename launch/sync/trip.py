@@ -201,11 +201,12 @@ class Trip:
             code=Exit.INCOMPLETE,
         )
 
-    def finish(self, files: Sequence[RemoteFile]) -> None:
-        """Say in files that everything is here."""
+    def finish(self, files: Sequence[RemoteFile], *, remember: bool = True) -> None:
+        """Say in files that everything is here; with ``remember`` it becomes a generation."""
         told = records(files)
         manifest = {"host": self._host, "root": self._root, "taken_at": self._store.stamp, "files": told}
-        generations.record(self._store, host=self._host, run_id=self._run_id, files=told)
+        if remember:
+            generations.record(self._store, host=self._host, run_id=self._run_id, files=told)
         for name in self._store.finish(manifest, {file.path: file.sha256 for file in files}):
             self._voice.say(f"{name} was changed on this machine since it came; it is no longer in SHA256SUMS")
 
