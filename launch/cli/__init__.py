@@ -21,7 +21,7 @@ COMMANDS = {
     "restore": ("launch.cli.versions:restore", "Get an earlier version back, verified, into a folder of its own."),
     "release-check": ("launch.cli.release:release_check", "Tell what would be lost with a host."),
     "release": ("launch.cli.release:release", "Give a host back, if nothing would be lost."),
-    "sync-in": ("launch.cli.sync:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
+    "sync-in": ("launch.cli.sync_in:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
 }
 """Name -> where it is, and its line in the help."""
 

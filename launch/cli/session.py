@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from launch import environment, inventory
-from launch.errors import Exit
-from launch.inventory import Inventory
+from launch.errors import Exit, LaunchError
+from launch.inventory import LOCAL, Host, Inventory
 from launch.runs.start import Ends, Laptop, code_version
 from launch.transport import Transport
 from launch.ui import Terminal
@@ -27,6 +27,21 @@ def load() -> Inventory:
     """The inventory that the command line names."""
     asked = click.get_current_context().find_root().params.get("inventory")
     return inventory.load(Path(asked) if asked else None, cwd=Path.cwd(), environ=os.environ)
+
+
+def one_host(known: Inventory, name: str | None) -> Host:
+    """The host of that name; without one the only host of launch.toml, else this machine."""
+    if name is not None:
+        return known.host(name)
+    others = [host for host in known.hosts.values() if host.name != LOCAL]
+    if len(others) > 1:
+        raise LaunchError(
+            "which host?",
+            why=f"launch.toml has {', '.join(host.name for host in others)}",
+            remedy="say --host NAME",
+            code=Exit.USAGE,
+        )
+    return others[0] if others else known.host(LOCAL)
 
 
 def laptop(home: Path) -> Laptop:

@@ -1,4 +1,4 @@
-"""`launch sync-out` and `launch sync-in`: weights and runs home, data and weights to a host."""
+"""`launch sync-out`: weights and runs home, once or for as long as a run goes on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launch.cli import session
-from launch.errors import Exit, LaunchError
-from launch.inventory import LOCAL, Host, Inventory
+from launch.inventory import Inventory
 from launch.ui import paragraph
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def sync_out(run: str | None, host: str | None, folder: Path | None, watch: bool
     target = (Path.cwd() / folder) if folder else known.home
     with ExitStack() as stack:
         if run is None:
-            transport, run_id = stack.enter_context(connect(_choose(known, host), known)), None
+            transport, run_id = stack.enter_context(connect(session.one_host(known, host), known)), None
         else:
             transport, found = resolve(run, known, stack, host=host, warn=paragraph)
             run_id = found.run_id
@@ -92,39 +91,3 @@ def _tell(report: sync.Report, dry_run: bool) -> None:
         say(f"would copy {moved} from {report.host} to {report.folder}; nothing was changed")
     else:
         say(f"copied {moved}; all of them verified. Check again: {report.check_command}")
-
-
-@click.command()
-@click.option("--host", help="To this host.  [default: the only one of launch.toml, or local]")
-@click.option("--overwrite", is_flag=True, help="Replace other files of the same names on the host.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be copied.")
-@session.json_option
-def sync_in(host: str | None, overwrite: bool, dry_run: bool, as_json: bool) -> int:
-    """Send dataset/, out/ and the tokenizer of the home folder to a host that lacks them, verified there."""
-    from launch import sync
-    from launch.transport import DryTransport, connect
-
-    known = session.load()
-    with connect(_choose(known, host), known) as transport:
-        chosen = DryTransport(transport, []) if dry_run else transport
-        pushes = sync.sync_in(chosen, known.home, voice=session.terminal, overwrite=overwrite)
-    sent = [push for push in pushes if push.state != "same"]
-    if as_json:
-        session.print_json([push.to_dict() for push in pushes])
-    total = f"{len(sent)} of {len(pushes)} files, {sum(push.length_bytes for push in sent)} bytes"
-    session.terminal.say(f"{'would copy' if dry_run else 'copied'} {total} to {transport.host.name}")
-    return 0
-
-
-def _choose(known: Inventory, name: str | None) -> Host:
-    if name is not None:
-        return known.host(name)
-    others = [host for host in known.hosts.values() if host.name != LOCAL]
-    if len(others) > 1:
-        raise LaunchError(
-            "which host?",
-            why=f"launch.toml has {', '.join(host.name for host in others)}",
-            remedy="say --host NAME",
-            code=Exit.USAGE,
-        )
-    return others[0] if others else known.host(LOCAL)

@@ -37,7 +37,7 @@ for place in "$HOME" "${root%/*}" /root/autodl-tmp /workspace /mnt/data; do
     case $root/ in "$path"/*) continue ;; esac
     [ -e "$path" ] && [ ! -L "$path" ] && printf '%s\0' "$path"
   done
-done | { if command -v timeout >/dev/null; then timeout 20 xargs -0 du -skx --; else xargs -0 du -skx --; fi; } 2>/dev/null
+done | if command -v timeout >/dev/null; then timeout 20 xargs -0 du -skx --; else xargs -0 du -skx --; fi 2>/dev/null
 exit 0
 """
 """Prints kibibytes and path of what lies beside the root and at home on the host."""
@@ -133,8 +133,11 @@ def check(transport: Transport, inventory: Inventory, *, folder: Path, voice: Vo
     gaps += [Gap(path=MANIFEST, why=why, repair=sync) for why in recorded.troubles]
     tested: dict[str, str] = {}
     for file in files:
-        if why := recorded.lacks(file) or _unusable(folder / file.path, file.sha256, tested):
+        if why := recorded.lacks(file):
             gaps.append(Gap(path=file.path, why=why, repair=sync))
+        elif why := _unusable(folder / file.path, file.sha256, tested):
+            repair = f"if it is worth nothing, move {file.path} out of {root} on {host}"
+            gaps.append(Gap(path=file.path, why=why, repair=repair))
     return Findings(
         host=host,
         root=root,
@@ -168,8 +171,8 @@ def _wanted(files: Iterable[RemoteFile]) -> Iterator[RemoteFile]:
     for folder in sorted({file.checkpoint for file in files if file.checkpoint}):
         newest[folder.rpartition("/")[0]] = folder
     for file in files:
-        folder = file.checkpoint
-        if not OF_NO_USE.fullmatch(file.path) and (folder is None or newest[folder.rpartition("/")[0]] == folder):
+        mine = file.checkpoint
+        if not OF_NO_USE.fullmatch(file.path) and (mine is None or newest[mine.rpartition("/")[0]] == mine):
             yield file
 
 

@@ -270,9 +270,7 @@ def test_a_host_that_lies_about_names_writes_nowhere_else(name):
     assert len(listing.odd) == 1
 
 
-@pytest.mark.parametrize(
-    "told", [b"", b"f 1 - - - out/a\0", b"f 1 - - - out/a\0en", b"f 1 - - - out/end\0", b"end\0f 1 - - - out/a"]
-)
+@pytest.mark.parametrize("told", [b"", b"f 1 - - - a\0", b"f 1 - - - a\0en", b"f 1 - - - end\0", b"end\0f 1 - - - a"])
 def test_a_list_that_is_cut_off_is_never_taken_for_the_whole(told):
     from launch.sync.listing import parse
 
