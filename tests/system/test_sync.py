@@ -11,49 +11,23 @@ import threading
 import pytest
 
 from launch.errors import Exit, LaunchError
-from launch.sync import courier, store, sync_out
-from launch.transport import connect
-from tests.conftest import make_ssh_home
+from launch.sync import courier, store
 from tests.support.launching import start, wait_for
-from tests.support.wire import Wire
+from tests.support.syncing import (
+    OTHER,
+    RUN,
+    Quiet,
+    behind_wire,
+    direct,
+    gathered,
+    make_run,
+    put,
+    sums_hold,
+    tree,
+)
+from tests.support.syncing import tools as make_tools
 
 pytestmark = pytest.mark.sshd
-
-RUN = "20260101-120000-dpo-abcd"
-OTHER = "20260102-120000-full_sft-0123"
-
-
-class Quiet:
-    """A voice that keeps what it was told."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def moving(self, label, total_bytes):
-        import contextlib
-
-        return contextlib.nullcontext(lambda count: None)
-
-
-def put(path, data=b"x"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def make_run(root, run_id, weights, data):
-    run = root / "runs" / run_id
-    exported = put(run / "export" / weights, data)
-    put(run / "spec.json", b'{"run_id": "%s"}' % run_id.encode())
-    put(run / "metrics.jsonl", b'{"step": 1}\n')
-    put(run / "attempts" / "1" / "log.txt", b"one\ntwo\n")
-    out = root / "out" / weights
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.link(exported, out)
-    return run
 
 
 @pytest.fixture
@@ -65,21 +39,6 @@ def far(ssh_home):
     return ssh_home
 
 
-def tree(folder):
-    """Every published file and its hash; not the bookkeeping."""
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for top in ("out", "runs")
-        for p in (folder / top).rglob("*")
-        if p.is_file()
-    }
-
-
-def sums_hold(folder):
-    done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
-    return done.returncode == 0
-
-
 def out(home, *args, code=0, **kwargs):
     result = home.launch("sync-out", *args, **kwargs)
     assert result.returncode == code, result.stderr
@@ -89,19 +48,6 @@ def out(home, *args, code=0, **kwargs):
 
 def report(home, *args):
     return json.loads(out(home, "--json", *args).stdout)
-
-
-def direct(home, *, run_id=None, voice=None, folder=None):
-    """The same in this process, where a test can reach in."""
-    with connect(home.host, home.inventory) as transport:
-        return sync_out(
-            transport,
-            home.inventory,
-            folder=folder or home.home,
-            run_id=run_id,
-            voice=voice or Quiet(),
-            now_utc="20260101T000000Z",
-        )
 
 
 def test_everything_comes_home_and_the_checksums_say_so(far):
@@ -413,28 +359,17 @@ def slow(request, tmp_path, sshd, monkeypatch):
     """A host behind a relay that stops in the middle of a 24 MB file; with rsync, or on a laptop without it."""
     if request.param == "rsync" and shutil.which("rsync") is None:
         pytest.skip("needs rsync")
-    wire = Wire(sshd.port, stop_after_bytes=10_000_000)
-    home = make_ssh_home(tmp_path, sshd)
-    for name in ("launch.toml", "launch.known_hosts"):
-        path = home.home / name
-        path.write_text(path.read_text().replace(str(sshd.port), str(wire.port)))
+    home, wire = behind_wire(tmp_path, sshd, stop_after_bytes=10_000_000)
     tools = tmp_path / "tools"
-    tools.mkdir()
-    for tool in ("sh", "env", "ssh"):
-        os.symlink(shutil.which(tool), tools / tool)
+    home.environ["PATH"] = make_tools(tools, "sh", "env", "ssh")
     if request.param == "rsync":
         (tools / "rsync").write_text(f'#!/bin/sh\n: >"{tools}/used"\nexec {shutil.which("rsync")} "$@"\n')
         (tools / "rsync").chmod(0o755)
-    home.environ["PATH"] = str(tools)
     make_run(home.root, RUN, "rlhf_512.pth", os.urandom(24_000_000))
     put(home.home / "out" / "rlhf_512.pth", b"an older one")
     yield home, wire
     wire.close()
     assert (tools / "used").exists() == (request.param == "rsync")
-
-
-def gathered(home):
-    return sum(path.stat().st_size for path in (home.home / ".sync").glob("*.part"))
 
 
 @pytest.mark.parametrize("cause", ["killed", "interrupted", "cut"])
