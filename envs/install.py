@@ -11,10 +11,10 @@ Everything is checked against the lock's sha256, with one exception that is said
 Python whose hash the lock could not know comes by exact version from PyTorch's own index. That index is asked for torch
 alone, and no other index is asked in that call, so neither can stand in for the other.
 
-The environment is made in place, because console scripts hold its path; an older one waits beside it as ``DIR.old`` and
-comes back when anything fails. ``DIR/.complete`` is written last and names the locks: without it, or with other locks,
-the environment is made anew; with it, a second call returns at once. ``DIR.lock`` keeps two calls apart. A finished
-environment may be renamed if it is only used as ``DIR/bin/python -m ...``.
+A new environment is made aside, in ``.making-DIR.*`` of the same folder, and gets its name by one rename when nothing
+is missing: whoever sees ``DIR`` sees a whole one. Scripts in it name ``DIR`` already. An older one serves until then.
+``DIR/.complete`` names the locks: with others the environment is made anew; with these, a second call returns at once.
+``DIR.lock`` keeps two calls apart; what a killed call left aside is removed by the next one.
 
 Exit codes: 0 ready, 2 usage, 5 this machine or its network cannot, 130 interrupted.
 """
@@ -32,11 +32,13 @@ import argparse
 import ast
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import ssl
 import subprocess
@@ -424,26 +426,55 @@ def alone(folder: Path, steps: Steps) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[None]:
-    """An older folder stands aside while the new one is made, and comes back when that fails."""
-    old = Path(f"{folder}.old")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
+def aside(folder: Path) -> Iterator[Path]:
+    """A folder to make the new one in; when the block ends well it takes the place of ``folder``, else it vanishes.
+
+    The caller holds ``folder``'s lock, so whatever lies aside was left by a killed call. Its pip may live on and write
+    there: hence a new name for every call.
+    """
+    if os.path.lexists(folder) and not (folder / "pyvenv.cfg").exists() and not _is_empty(folder):
         raise CannotInstall(
             f"{folder} is there and is no virtual environment",
             why="it is not empty and has no pyvenv.cfg",
             remedy="name another folder with --venv, or move this one away",
         )
-    if folder.exists() and not old.exists():  # else the folder is what a killed call left
-        folder.replace(old)
+    making = folder.parent.absolute() / f".making-{folder.name}.{secrets.token_hex(4)}"
+    old = Path(f"{making}.old")
+    for left in folder.parent.glob(f".making-{glob.escape(folder.name)}.????????*"):
+        if left.suffix == ".old" and not os.path.lexists(folder):  # killed between two renames: it still serves
+            left.replace(folder)
+        shutil.rmtree(left, ignore_errors=True)
+    making.mkdir()
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if old.exists():
-            old.replace(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        yield making
+        _relocate(making, folder.absolute())
+        os.sync()  # tens of thousands of files: their names must not be on the disk before their bytes are
+        if os.path.lexists(folder):
+            folder.replace(old)
+        try:
+            making.replace(folder)
+        except BaseException:
+            if os.path.lexists(old):
+                old.replace(folder)
+            raise
+    finally:
+        for left in (making, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _relocate(made: Path, final: Path) -> None:
+    """Let scripts, and the names inside them, speak of the path that the environment will have.
+
+    Only ``bin/`` and ``pyvenv.cfg`` hold the path: interpreters are found through pyvenv.cfg, modules from there.
+    """
+    old, new = os.fsencode(made), os.fsencode(final)
+    for path in [*(made / "bin").iterdir(), made / "pyvenv.cfg"]:
+        if path.is_file() and not path.is_symlink() and old in (text := path.read_bytes()) and b"\0" not in text:
+            path.write_bytes(text.replace(old, new))  # in place: the mode stays
 
 
 def make_venv(venv: Path, options: argparse.Namespace, steps: Steps) -> None:
@@ -459,11 +490,11 @@ def make_venv(venv: Path, options: argparse.Namespace, steps: Steps) -> None:
     lacking = wanted.lacking(marker) if python.exists() else None
     if lacking == set():
         return steps.say(f"{venv} is up to date")
-    with replacing(venv) if lacking is None else contextlib.nullcontext():
+    with aside(venv) if lacking is None else contextlib.nullcontext(venv) as place:
         if lacking is None:
-            _bare_venv(venv, options, steps)
+            _bare_venv(place, venv.name, options, steps)
             lacking = {*wanted.locks, "editable"}
-        pip = make_pip([str(python)], options, steps)
+        pip = make_pip([str(place / "bin" / "python")], options, steps)
         pip.answers(pip.config.index_url)
         with tempfile.TemporaryDirectory() as folder:
             files = [path for path in on_top if path.name in lacking]
@@ -478,12 +509,13 @@ def make_venv(venv: Path, options: argparse.Namespace, steps: Steps) -> None:
             arguments = ["--no-deps", "--no-index", "--no-build-isolation", "--editable", str(editable)]
             pip.run(f"{editable.name} itself, editable", ["install", *arguments])
         pip.run("nothing is missing and nothing disagrees", ["check"])
-        wanted.record(marker)
+        wanted.record(place / marker.name)
 
 
-def _bare_venv(venv: Path, options: argparse.Namespace, steps: Steps) -> None:
-    command = [sys.executable, "-m", "venv", *(["--without-pip"] if options.pip_wheel else []), str(venv)]
-    with steps.step(f"virtual environment {venv}, Python {platform.python_version()}"):
+def _bare_venv(venv: Path, name: str, options: argparse.Namespace, steps: Steps) -> None:
+    without = ["--without-pip"] if options.pip_wheel else []
+    command = [sys.executable, "-m", "venv", "--prompt", name, *without, str(venv)]
+    with steps.step(f"virtual environment, Python {platform.python_version()}"):
         made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if made.returncode:
             said = (made.stdout + made.stderr).strip().splitlines() or ["it said nothing"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -97,7 +98,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=400, no_color=True)
     drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        cells = [printable("-" if cell is None else str(cell)) for cell in row]
+        cells = [_cell("-" if cell is None else str(cell)) for cell in row]
         drawn.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in cells))
     with console.capture() as capture:
         console.print(drawn)
@@ -126,6 +127,11 @@ def checklist(rows: Sequence[tuple[str, str, str, str | None]]) -> None:
         print("\n".join(lines), flush=True)  # noqa: T201
 
 
+def _cell(text: str) -> str:
+    """One line, whatever another launcher or a host wrote there."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 class LogWriter:
     """Passes log bytes on: unchanged into a pipe or file, on a terminal only text, colour, newline, tab and return.
 
@@ -151,6 +157,26 @@ class LogWriter:
             data, self._held = clean(self._held + data)
         self._out.write(data)
         self._out.flush()
+
+
+class JsonLines:
+    """Passes a log on as JSON, an object a line: the given fields, and ``line``, its text without what ends it."""
+
+    def __init__(self, out: BinaryIO, **fields: Any) -> None:
+        self._out, self._fields, self._held = out, fields, b""
+
+    def __call__(self, data: bytes) -> None:
+        """Write every line that is whole, and flush."""
+        *whole, self._held = (self._held + data).split(b"\n")
+        for line in whole:
+            text = redact(line.decode("utf-8", "replace").removesuffix("\r"))
+            self._out.write(json.dumps({**self._fields, "line": text}).encode() + b"\n")
+        self._out.flush()
+
+    def close(self) -> None:
+        """Write the line that nothing ended, if there is one."""
+        if self._held:
+            self(b"\n")
 
 
 _COLOUR = rb"\x1b\[[0-9;:]{0,32}m"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -15,3 +15,19 @@ class Voice(Protocol):
 
     def moving(self, label: str, total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
         """While bytes move: gives a function to call with each number of bytes that went."""
+
+
+class Supposed:
+    """The voice of a dry run: whatever is said was not done."""
+
+    def __init__(self, voice: Voice) -> None:
+        self._voice = voice
+
+    def say(self, text: str) -> None:
+        """One line about what would happen now."""
+        self._voice.say(f"dry run, not done: {text}")
+
+    def moving(self, label: str, total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        """One line about bytes that would move."""
+        self.say(f"{label} ({total_bytes} bytes)")
+        return nullcontext(lambda _bytes: None)

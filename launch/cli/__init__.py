@@ -19,7 +19,11 @@ COMMANDS = {
     "stop": ("launch.cli.stop:stop", "Let a run save and leave."),
     "resume": ("launch.cli.resume:resume", "Go on with a run from its last checkpoint."),
     "sync-out": ("launch.cli.sync:sync_out", "Bring weights and runs home, verified."),
-    "sync-in": ("launch.cli.sync:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
+    "versions": ("launch.cli.versions:versions", "Show what earlier syncs brought, or let old ones go."),
+    "restore": ("launch.cli.versions:restore", "Get an earlier version back, verified, into a folder of its own."),
+    "release-check": ("launch.cli.release:release_check", "Tell what would be lost with a host."),
+    "release": ("launch.cli.release:release", "Give a host back, if nothing would be lost."),
+    "sync-in": ("launch.cli.sync_in:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
 }
 """Name -> where it is, and its line in the help."""
 
@@ -59,8 +63,14 @@ class Lazy(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _given(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty: give the path of a launch.toml, or leave the option away")
+    return value
+
+
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--inventory", metavar="PATH", help="The launch.toml to use.  [env: LAUNCH_INVENTORY]")
+@click.option("--inventory", metavar="PATH", callback=_given, help="The launch.toml to use.  [env: LAUNCH_INVENTORY]")
 @click.version_option(package_name="minimind-launch", prog_name="launch")
 def cli(inventory: str | None) -> None:
     """Train MiniMind on any host, and bring the results home.

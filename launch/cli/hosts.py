@@ -16,18 +16,19 @@ from launch.ui import table
 @click.command()
 @session.json_option
 def hosts(as_json: bool) -> int:
-    """Show every host, whether it answers, and what it is."""
+    """Show every host, whether it answers, and what it is; the exit code is 4 when one does not answer."""
     known = session.load()
     with ThreadPoolExecutor(max_workers=16) as pool:
         rows = list(pool.map(lambda host: _row(host, known), known.hosts.values()))
     if as_json:
         session.print_json(rows)
-        return 0
-    table(("host", "address", "executor", "answers", "what it is"), [_cells(row) for row in rows])
+    else:
+        table(("host", "address", "executor", "answers", "what it is"), [_cells(row) for row in rows])
     for row in rows:
-        if row["error"]:
-            session.terminal.say(f"{row['host']}: {row['error']['what']}\n  remedy: {row['error']['remedy']}")
-    return 0
+        if error := row["error"]:
+            state = "" if row["reachable"] else " is UNKNOWN"
+            session.terminal.say(f"{row['host']}{state}: {error['what']}\n  remedy: {error['remedy']}")
+    return session.worst(row["error"]["code"] for row in rows if row["error"])
 
 
 def _row(host: Host, known: Inventory) -> dict[str, Any]:
@@ -49,9 +50,8 @@ def _row(host: Host, known: Inventory) -> dict[str, Any]:
     try:
         with connect(host, known) as transport:
             facts = look(transport)
-        executor = choose(host, facts).name
     except LaunchError as error:
-        return row | {"error": {"what": error.what, "why": error.why, "remedy": error.remedy, "code": int(error.code)}}
+        return row | {"error": _said(error)}
     told = {
         "system": facts.system,
         "arch": facts.arch,
@@ -63,7 +63,15 @@ def _row(host: Host, known: Inventory) -> dict[str, Any]:
         "rsync": facts.rsync,
         "free_bytes": facts.free_bytes,
     }
-    return row | {"reachable": True, "facts": told, "executor": executor}
+    row |= {"reachable": True, "facts": told}
+    try:
+        return row | {"executor": choose(host, facts).name}
+    except LaunchError as error:
+        return row | {"error": _said(error)}
+
+
+def _said(error: LaunchError) -> dict[str, Any]:
+    return {"what": error.what, "why": error.why, "remedy": error.remedy, "code": int(error.code)}
 
 
 def _cells(row: dict[str, Any]) -> list[object]:

@@ -22,7 +22,10 @@ COLUMNS = ("run_id", "name", "host", "state", "reason", "last_step", "loss", "np
 )
 @session.json_option
 def ps(host: str | None, everything: bool, as_json: bool) -> int:
-    """Show what runs there are, wherever they were started from."""
+    """Show what runs there are, wherever they were started from.
+
+    A host that cannot be asked is UNKNOWN, and makes the exit code 4; the others are shown all the same.
+    """
     known = session.load()
     hosts = [known.host(host)] if host else list(known.hosts.values())
     with ExitStack() as stack:
@@ -30,9 +33,8 @@ def ps(host: str | None, everything: bool, as_json: bool) -> int:
     rows = []
     for sight in sights:
         if sight.error:
-            if host:
-                raise sight.error
             paragraph(sight.error)
+            session.terminal.say(f"{sight.host.name} is UNKNOWN: what it runs cannot be told")
             rows.append(_unknown(sight))
         rows += [run.row() for run in _shown(sight.runs, everything)]
     rows.sort(key=lambda row: str(row["run_id"] or ""))
@@ -42,7 +44,7 @@ def ps(host: str | None, everything: bool, as_json: bool) -> int:
         table(COLUMNS, [[_cell(row[column]) for column in COLUMNS] for row in rows])
     else:
         session.terminal.say(f"no runs on {', '.join(h.name for h in hosts)}; start one with `launch run`")
-    return 0
+    return session.worst(sight.error.code for sight in sights if sight.error)
 
 
 def _shown(runs: tuple[Run, ...], everything: bool) -> list[Run]:

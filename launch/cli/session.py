@@ -6,14 +6,15 @@ import getpass
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from launch import environment, flags, inventory, secrets
-from launch.inventory import Host, Inventory
+from launch.errors import Exit, LaunchError
+from launch.inventory import LOCAL, Host, Inventory
 from launch.runs.forecast import FlagCheck
 from launch.runs.start import Ends, Laptop, Request, code_version
 from launch.transport import Transport
@@ -56,6 +57,21 @@ def request(host: Host, stage: str, words: tuple[str, ...], *, nproc: int | None
     return Request(stage=stage, flags=words, nproc=nproc, name=name, secrets=hand)
 
 
+def one_host(known: Inventory, name: str | None) -> Host:
+    """The host of that name; without one the only host of launch.toml, else this machine."""
+    if name is not None:
+        return known.host(name)
+    others = [host for host in known.hosts.values() if host.name != LOCAL]
+    if len(others) > 1:
+        raise LaunchError(
+            "which host?",
+            why=f"launch.toml has {', '.join(host.name for host in others)}",
+            remedy="say --host NAME",
+            code=Exit.USAGE,
+        )
+    return others[0] if others else known.host(LOCAL)
+
+
 def laptop(home: Path) -> Laptop:
     """Who asks, and from where."""
     commit, dirty_hash = code_version(package(), os.environ)
@@ -86,6 +102,12 @@ def ends(transport: Transport, laptop: Transport, known: Inventory) -> Ends:
     envs = installed if installed.is_dir() else package().parent / "envs"
     here = environment.Here(package=package(), envs=envs, cache=cache)
     return Ends(host=transport, laptop=laptop, inventory=known, here=here)
+
+
+def worst(codes: Iterable[Exit | int]) -> int:
+    """The exit code of a command that asked several hosts: 0, or 4 before any other."""
+    found = sorted(int(code) for code in codes)
+    return int(Exit.UNREACHABLE) if int(Exit.UNREACHABLE) in found else next(iter(found), int(Exit.OK))
 
 
 def print_json(value: Any) -> None:

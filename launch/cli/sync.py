@@ -1,4 +1,4 @@
-"""`launch sync-out` and `launch sync-in`: weights and runs home, data and weights to a host."""
+"""`launch sync-out`: weights and runs home, once or for as long as a run goes on."""
 
 from __future__ import annotations
 
@@ -10,45 +10,53 @@ from typing import TYPE_CHECKING
 import click
 
 from launch.cli import session
-from launch.errors import Exit, LaunchError
-from launch.inventory import LOCAL, Host, Inventory
+from launch.inventory import Inventory
 from launch.ui import paragraph
 
 if TYPE_CHECKING:
     from launch import sync
+    from launch.transport import Transport
 
 
 @click.command()
 @click.argument("run", required=False)
 @click.option("--host", help="From this host.  [default: the only one of launch.toml, or local]")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Into this folder.  [default: home]")
+@click.option("--watch", is_flag=True, help="Copy finished checkpoints until the run has ended.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be copied.")
 @session.json_option
-def sync_out(run: str | None, host: str | None, folder: Path | None, dry_run: bool, as_json: bool) -> int:
+def sync_out(run: str | None, host: str | None, folder: Path | None, watch: bool, dry_run: bool, as_json: bool) -> int:
     """Bring out/ and runs/ of a host home, verified; with RUN, that run and its weights only.
 
     SHA256SUMS and manifest.json at the top of the folder are written last: they mean that everything is there.
+    With --watch this goes on until RUN, or every run of the host, has ended; a link that drops is made again.
     """
     from launch import sync
     from launch.runs.find import resolve
     from launch.transport import connect
 
+    if watch and dry_run:
+        raise click.UsageError("--watch has nothing to show beforehand: leave --dry-run away")
     known = session.load()
+    target = (Path.cwd() / folder) if folder else known.home
     with ExitStack() as stack:
         if run is None:
-            transport, run_id = stack.enter_context(connect(_choose(known, host), known)), None
+            transport, run_id = stack.enter_context(connect(session.one_host(known, host), known)), None
         else:
             transport, found = resolve(run, known, stack, host=host, warn=paragraph)
             run_id = found.run_id
-        report = sync.sync_out(
-            transport,
-            known,
-            folder=(Path.cwd() / folder) if folder else known.home,
-            run_id=run_id,
-            voice=session.terminal,
-            now_utc=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
-            dry=dry_run,
-        )
+        if watch:
+            report = _watch(stack, transport, known, target, run_id)
+        else:
+            report = sync.sync_out(
+                transport,
+                known,
+                folder=target,
+                run_id=run_id,
+                voice=session.terminal,
+                now_utc=_now(),
+                dry=dry_run,
+            )
     if as_json:
         session.print_json(report.to_dict())
     elif dry_run:
@@ -56,6 +64,22 @@ def sync_out(run: str | None, host: str | None, folder: Path | None, dry_run: bo
             click.echo(f"{file.length_bytes:>14} {file.path}")
     _tell(report, dry_run)
     return 0
+
+
+def _watch(stack: ExitStack, transport: Transport, known: Inventory, folder: Path, run_id: str | None) -> sync.Report:
+    from launch.runs.watch import watch
+    from launch.sync import Rounds
+    from launch.transport import connect
+
+    def again() -> Transport:
+        return stack.enter_context(connect(transport.host, known))
+
+    rounds = Rounds(known, folder, run_id, session.terminal)
+    return watch(again, transport, known, rounds, session.terminal, now_utc=_now)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
 def _tell(report: sync.Report, dry_run: bool) -> None:
@@ -66,40 +90,4 @@ def _tell(report: sync.Report, dry_run: bool) -> None:
     if dry_run:
         say(f"would copy {moved} from {report.host} to {report.folder}; nothing was changed")
     else:
-        say(f"copied {moved}; all of them verified. Check again: cd {report.folder} && sha256sum -c SHA256SUMS")
-
-
-@click.command()
-@click.option("--host", help="To this host.  [default: the only one of launch.toml, or local]")
-@click.option("--overwrite", is_flag=True, help="Replace other files of the same names on the host.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be copied.")
-@session.json_option
-def sync_in(host: str | None, overwrite: bool, dry_run: bool, as_json: bool) -> int:
-    """Send dataset/, out/ and the tokenizer of the home folder to a host that lacks them, verified there."""
-    from launch import sync
-    from launch.transport import DryTransport, connect
-
-    known = session.load()
-    with connect(_choose(known, host), known) as transport:
-        chosen = DryTransport(transport, []) if dry_run else transport
-        pushes = sync.sync_in(chosen, known.home, voice=session.terminal, overwrite=overwrite)
-    sent = [push for push in pushes if push.state != "same"]
-    if as_json:
-        session.print_json([push.to_dict() for push in pushes])
-    total = f"{len(sent)} of {len(pushes)} files, {sum(push.length_bytes for push in sent)} bytes"
-    session.terminal.say(f"{'would copy' if dry_run else 'copied'} {total} to {transport.host.name}")
-    return 0
-
-
-def _choose(known: Inventory, name: str | None) -> Host:
-    if name is not None:
-        return known.host(name)
-    others = [host for host in known.hosts.values() if host.name != LOCAL]
-    if len(others) > 1:
-        raise LaunchError(
-            "which host?",
-            why=f"launch.toml has {', '.join(host.name for host in others)}",
-            remedy="say --host NAME",
-            code=Exit.USAGE,
-        )
-    return others[0] if others else known.host(LOCAL)
+        say(f"copied {moved}; all of them verified. Check again: {report.check_command}")

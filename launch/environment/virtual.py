@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import secrets
 import subprocess
 import sys
 import threading
@@ -59,7 +60,7 @@ class MakeVenv:
     def _install(
         self, transport: Transport, voice: Voice, wheel: Path | None, *, wheels: str | None
     ) -> tuple[int, str]:
-        log = f"{self._files}/log.txt"
+        log = f"{self._files}/log-{secrets.token_hex(4)}.txt"  # another launcher may be installing there too
         argv = install.venv(
             python=self.facts.python or "python3",
             script=f"{self._files}/{INSTALLER}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -82,7 +83,7 @@ def find(explicit: Path | None, *, cwd: Path, environ: Mapping[str, str]) -> Pat
     asked = explicit or (Path(environ["LAUNCH_INVENTORY"]) if environ.get("LAUNCH_INVENTORY") else None)
     if asked is not None:
         return cwd / _expanded(str(asked))
-    return next((p for folder in (cwd, *cwd.parents) if (p := folder / FILE).is_file()), None)
+    return next((p for folder in (cwd, *cwd.parents) if os.path.lexists(p := folder / FILE)), None)
 
 
 def load(explicit: Path | None, *, cwd: Path, environ: Mapping[str, str]) -> Inventory:
@@ -167,6 +168,8 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise _unusable(path, "there is no such file", "launch init") from error
+    except IsADirectoryError as error:
+        raise _unusable(path, "it is a folder, not a file", f"move {path} away; `launch init` writes one") from error
     except OSError as error:
         raise _unusable(path, error.strerror or str(error), f"make {path} readable") from error
     except UnicodeDecodeError as error:

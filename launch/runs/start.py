@@ -17,8 +17,8 @@ from launch.executors import Attempt, Environment, Executor, Handle, choose
 from launch.inventory import Inventory
 from launch.runs import forecast, names
 from launch.secrets import Secret
-from launch.transport import Transport
-from launch.voice import Voice
+from launch.transport import DryTransport, Transport
+from launch.voice import Supposed, Voice
 from minimind.catalog import CATALOG
 from minimind.rundir import RunSpec, new_run_id
 
@@ -164,7 +164,7 @@ def peek(plan: Plan, transport: Transport) -> Mapping[str, Any]:
         return {}
     environment = plan.provision.environment
     root = plan.facts.root
-    first = attempt_of(plan.spec, plan.run_dir, root, environment, number=1, nproc=None, hand=(), memory="")
+    first = attempt_of(plan.spec, plan.run_dir, root, environment, number=1, nproc=None, hand={}, memory=None)
     return forecast.peek(plan.executor, transport, plan.facts, first, plan.spec)
 
 
@@ -178,6 +178,7 @@ def carry_out(plan: Plan, transport: Transport, laptop: Transport, voice: Voice)
     Raises:
         LaunchError: what could not be done or is certain to fail; a run directory made by then stays, PREPARED.
     """
+    voice = Supposed(voice) if isinstance(transport, DryTransport) else voice
     inputs.push(plan.inputs.files, transport, voice)
     for task in plan.provision.tasks:
         task.do(transport, laptop, voice)

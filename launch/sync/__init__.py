@@ -2,5 +2,6 @@
 
 from launch.sync.home import Report, sync_out
 from launch.sync.laptop import Push, compare, sync_in
+from launch.sync.rounds import Rounds
 
-__all__ = ["Push", "Report", "compare", "sync_in", "sync_out"]
+__all__ = ["Push", "Report", "Rounds", "compare", "sync_in", "sync_out"]

@@ -8,13 +8,14 @@ import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from launch.argv import rsync
 from launch.errors import Exit, LaunchError
 from launch.inventory import Inventory
 from launch.sync.listing import RemoteFile
+from launch.sync.scripts import BATCH
 from launch.sync.store import Store
 from launch.transport import Transport, ssh_command, ssh_destination
 from minimind.durable import sha256_file
@@ -23,16 +24,6 @@ RSYNC_FROM_BYTES = 4 << 20
 SMALL_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20
 BATCH_FILES = 500
-
-BATCH = r"""
-cd "$1" || exit 66
-exec xargs -0 -n 200 sh -c '
-  while [ $# -gt 0 ]; do
-    if [ -f "$2" ]; then head -c "$1" <"$2"; fi
-    shift 2
-  done' sh
-"""
-"""Reads NUL-terminated pairs (bytes, path); prints those files one after the other."""
 
 
 class Courier:
@@ -46,19 +37,24 @@ class Courier:
             has_rsync = transport.read(["sh", "-c", "command -v rsync"], check=False).code == 0
             self._ssh = ssh_command(host, inventory) if has_rsync else None
 
-    def bring(self, files: Sequence[RemoteFile], on_bytes: Callable[[int], None]) -> Iterator[tuple[RemoteFile, bool]]:
-        """Each file, small ones first, with whether its part now holds exactly its bytes. One file a hash, please."""
+    def bring(
+        self, files: Sequence[RemoteFile], on_bytes: Callable[[int], None]
+    ) -> Iterator[list[tuple[RemoteFile, bool]]]:
+        """The files in groups, small ones first, each with whether its part now holds exactly its bytes.
+
+        One file a hash, please. Every group is to be published before the next one is asked for.
+        """
         small = [file for file in files if file.length_bytes <= SMALL_BYTES and not self._store.part_bytes(file.sha256)]
         for batch in _batches(small):
             self._fetch_small(batch, on_bytes)
-            yield from ((file, self._verify(file)) for file in batch)
+            yield [(file, self._verify(file)) for file in batch]
         for file in sorted(set(files) - set(small), key=lambda file: file.length_bytes):
             try:
                 self._fetch(file, on_bytes)
             except LaunchError as error:
                 if error.code != Exit.NOT_VERIFIED:
                     raise  # else it became shorter: the part cannot match
-            yield file, self._verify(file)
+            yield [(file, self._verify(file))]
 
     def _verify(self, file: RemoteFile) -> bool:
         part = self._store.part(file.sha256)
@@ -68,18 +64,30 @@ class Courier:
         return whole
 
     def _fetch_small(self, files: Sequence[RemoteFile], on_bytes: Callable[[int], None]) -> None:
-        """Many files for the price of one question. Where one changed its length, the hashes tell for all after it."""
-        stdin = b"".join(f"{file.length_bytes}\0{file.path}\0".encode() for file in files if file.length_bytes)
-        data = b""
-        if stdin:
-            data = self._transport.read(["sh", "-c", BATCH, "sh", self._root], stdin=stdin, check=False).stdout
-        for file in files:
-            with open(_private(self._store.part(file.sha256)), "wb") as part:
-                part.write(data[: file.length_bytes])
-                part.flush()
-                os.fsync(part.fileno())
-            data = data[file.length_bytes :]
-            on_bytes(file.length_bytes)
+        """Many files for the price of one question. Where one changed its length, the hashes tell for all after it.
+
+        What streams in is written at once: a link that breaks costs the file that it broke in, and no more.
+        """
+        stdin = b"".join(f"{file.length_bytes}\n{file.path}\n".encode() for file in files if file.length_bytes)
+        with contextlib.closing(self._streamed(stdin)) as stream:
+            held = b""
+            for file in files:
+                wanted = file.length_bytes
+                with open(_private(self._store.part(file.sha256)), "wb") as part:
+                    while wanted and (held := held or next(stream, b"")):
+                        on_bytes(len(held[:wanted]))
+                        part.write(held[:wanted])
+                        wanted, held = wanted - len(held[:wanted]), held[wanted:]
+                    part.flush()
+                    os.fsync(part.fileno())
+
+    def _streamed(self, stdin: bytes) -> Generator[bytes, None, None]:
+        try:
+            if stdin:
+                yield from self._transport.stream(["sh", "-c", BATCH, "sh", self._root], stdin=stdin)
+        except LaunchError as error:
+            if error.code == Exit.UNREACHABLE:
+                raise  # else a file could not be read: its hash will tell
 
     def _fetch(self, file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
         part = self._store.part(file.sha256)

@@ -42,6 +42,13 @@ def compare(transport: Transport, files: Sequence[tuple[Path, str]]) -> list[Pus
     Raises:
         LaunchError: INVALID when a local file cannot be read.
     """
+    if odd := [str(local) for local, remote in files if "\n" in remote]:
+        raise LaunchError(
+            f"{odd[0]!r} cannot be sent",
+            why="there is a newline in its name",
+            remedy="rename it",
+            code=Exit.INVALID,
+        )
     theirs = hashes(transport, "/", [("all", remote) for _, remote in files])
     pushes = []
     for (local, remote), there in zip(files, theirs, strict=True):

@@ -4,66 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from launch.errors import Exit, LaunchError, printable
+from launch.sync.scripts import HASH, LIST
 from launch.transport import Transport, last_lines
 
 WEIGHTS_SUFFIXES = (".pth", ".safetensors")
+ARGV_BYTES = 32 << 10
 _NO_ROOT = 66
-
-LIST = r"""
-cd "$1" 2>/dev/null || exit 66
-shift
-for top in "$@"; do
-  if [ -e "$top" ]; then set -- "$@" "$top"; fi
-  shift
-done
-[ $# -gt 0 ] || { printf 'end\0'; exit 0; }
-if find . -maxdepth 0 -printf '' 2>/dev/null; then
-  find -H "$@" ! -type d -printf '%y %s %D.%i %p\0'
-else
-  find -H "$@" ! -type d -exec sh -c '
-    for path in "$@"; do
-      if [ -f "$path" ] && [ ! -L "$path" ]; then
-        printf "f %d - %s\000" "$(wc -c <"$path")" "$path"
-      else
-        printf "o 0 - %s\000" "$path"
-      fi
-    done' sh {} +
-fi
-code=$?
-printf 'end\0'
-exit $code
-"""
-"""Prints, NUL-terminated: kind (f: regular), bytes, an identity shared by hard links (or -), path; at last ``end``."""
-
-HASH = r"""
-cd "$1" || exit 66
-exec xargs -0 -n 200 sh -c '
-  hash() { if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 256; fi; }
-  while [ $# -gt 0 ]; do
-    sum=
-    if [ -f "$2" ] && [ -r "$2" ]; then
-      if [ "$1" = all ]; then sum=$(hash <"$2"); else sum=$(head -c "$1" <"$2" | hash); fi
-    fi
-    sum=${sum%% *}
-    echo "${sum:--}"
-    shift 2
-  done' sh
-"""
-"""Reads NUL-terminated pairs (``all`` or a number of bytes, path); prints a line each: sha256 of that much, or -."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A regular file at ``path`` below the host's root. ``identity`` is equal for hard links to one file."""
+    """A regular file at ``path`` below the host's root.
+
+    ``identity`` is equal for hard links to one file. ``stamp`` is what the host knows of it (length, inode, mtime,
+    ctime): another stamp means that the bytes may be others.
+    """
 
     path: str
     length_bytes: int
     identity: str
+    stamp: str = ""
     sha256: str = ""
 
     @property
@@ -76,7 +41,20 @@ class RemoteFile:
     def weights(self) -> bool:
         """Whether these are weights for use, in out/ or in a run's export/ (checkpoints are not)."""
         parts = PurePosixPath(self.path).parts
-        return self.path.endswith(WEIGHTS_SUFFIXES) and (parts[0] == "out" or parts[2:3] == ("export",))
+        for_use = parts[0] == "out" or parts[2:3] == ("export",)
+        return self.path.endswith(WEIGHTS_SUFFIXES) and for_use and self.length_bytes > 0
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The folder of the checkpoint that it belongs to."""
+        found = re.match(r"runs/[^/]+/ckpt/step-\d{8}(?=/)", self.path)
+        return found[0] if found else None
+
+    def holds_still(self, now: RemoteFile | None) -> bool:
+        """Whether what was hashed is what is there ``now``."""
+        if now is None:
+            return False
+        return now.length_bytes >= self.length_bytes if self.grows else now.stamp == self.stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +74,12 @@ class Listing:
 
 
 def list_files(transport: Transport, root: str, tops: Sequence[str]) -> Listing:
-    """Every file below ``tops`` (relative to the absolute ``root``), not yet hashed.
+    """Every file below ``tops`` (relative to the absolute ``root``), not yet hashed. A top may be a link to a folder.
 
     Raises:
         LaunchError: NOT_VERIFIED when the root does not exist.
     """
-    told = transport.read(["sh", "-c", LIST, "sh", root, *tops], check=False)
+    told = transport.read(["sh", "-c", LIST, "sh", root, "-H", *tops], check=False)
     if told.code == _NO_ROOT:
         raise LaunchError(
             f"{transport.host.name} has nothing to bring home",
@@ -116,11 +94,33 @@ def list_files(transport: Transport, root: str, tops: Sequence[str]) -> Listing:
     return listing
 
 
+def list_again(transport: Transport, root: str, paths: Iterable[str]) -> Mapping[str, RemoteFile]:
+    """Those of the paths that are regular files now, with their stamps of now."""
+    found: dict[str, RemoteFile] = {}
+    for some in _pieces(paths):
+        told = transport.read(["sh", "-c", LIST, "sh", root, "-P", *some], check=False)
+        found |= {file.path: file for file in parse(told.stdout, [path.partition("/")[0] for path in some]).files}
+    return found
+
+
+def _pieces(paths: Iterable[str]) -> Iterator[list[str]]:
+    some: list[str] = []
+    length_bytes = 0
+    for path in paths:
+        if some and length_bytes + len(path.encode()) > ARGV_BYTES:
+            yield some
+            some, length_bytes = [], 0
+        some.append(path)
+        length_bytes += len(path.encode()) + 4
+    if some:
+        yield some
+
+
 def parse(listed: bytes, tops: Sequence[str]) -> Listing:
     """Read the output of LIST; nothing in it is trusted.
 
     Raises:
-        LaunchError: INCOMPLETE when it does not reach its end.
+        LaunchError: INCOMPLETE when it does not reach its end, HOST_NOT_READY when the host cannot tell lengths.
     """
     files: dict[str, RemoteFile] = {}
     odd = []
@@ -128,27 +128,37 @@ def parse(listed: bytes, tops: Sequence[str]) -> Listing:
     if (end, rest) != (b"end", b""):
         raise LaunchError(
             "the host's list of files is cut off",
-            why="it ended before its end mark",
+            why="it does not reach its end, so files may be missing from it",
             remedy="run the same command again",
             code=Exit.INCOMPLETE,
         )
+    tops = tuple(dict.fromkeys(tops))
     for entry in entries[1:]:
-        kind, _, rest = entry.partition(b" ")
-        length, _, rest = rest.partition(b" ")
-        identity, _, raw = rest.partition(b" ")
-        name = raw.decode("utf-8", "surrogateescape")
+        kind, length, inode, mtime, ctime, path = (*entry.split(b" ", 5), b"", b"", b"", b"", b"")[:6]
+        name = path.decode("utf-8", "surrogateescape")
         if kind != b"f":
             odd.append(Odd(name=_shown(name), why="a link" if kind == b"l" else "no regular file"))
         elif trouble := _unfit(name, tops):
             odd.append(Odd(name=_shown(name), why=trouble))
-        elif not length.isdigit() or len(length) > 18 or name in files:
+        elif length == b"?":
+            raise _no_lengths()
+        elif not re.fullmatch(rb"[0-9]{1,18}", length) or name in files:
             odd.append(Odd(name=_shown(name), why="listed in a way that makes no sense"))
         else:
-            same = printable(identity.decode("ascii", "replace"))
-            files[name] = RemoteFile(
-                path=name, length_bytes=int(length), identity=name if same in ("-", "") else f"#{same}"
-            )
+            stamp = printable(b" ".join((length, inode, mtime, ctime)).decode("ascii", "replace"))
+            known = inode not in (b"-", b"")
+            identity = f"#{printable(inode.decode('ascii', 'replace'))}" if known else name
+            files[name] = RemoteFile(path=name, length_bytes=int(length), identity=identity, stamp=stamp)
     return Listing(files=tuple(files.values()), odd=tuple(odd))
+
+
+def _no_lengths() -> LaunchError:
+    return LaunchError(
+        "the host cannot tell how long a file is",
+        why="it has none of find -printf, stat, wc and GNU tar",
+        remedy="install one of them there (apt install findutils)",
+        code=Exit.HOST_NOT_READY,
+    )
 
 
 def hashed(transport: Transport, root: str, files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
@@ -165,7 +175,7 @@ def hashes(transport: Transport, folder: str, pairs: Sequence[tuple[str, str]]) 
     """sha256 of (how much, path) each, None for what cannot be read; paths are absolute or below ``folder``."""
     if not pairs:
         return []
-    stdin = b"".join(f"{much}\0{path}\0".encode() for much, path in pairs)
+    stdin = b"".join(f"{much}\n{path}\n".encode() for much, path in pairs)
     lines = transport.read(["sh", "-c", HASH, "sh", folder], stdin=stdin).stdout.decode("ascii", "replace").split()
     if len(lines) != len(pairs):
         raise LaunchError(

@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from launch.errors import Exit, LaunchError
@@ -19,14 +19,17 @@ from minimind.durable import SUMS, fsync_dir, sha256_file
 from minimind.rundir import publish, to_json
 
 LOCK_WAIT_S = 10.0
+MANIFEST = "manifest.json"
+PREVIOUS, GENERATIONS = ".previous", ".sync/generations"
 
 
 class Store:
-    """``folder`` with its ``.sync/`` (parts, lock) and ``.previous/`` (what was replaced)."""
+    """``folder`` with its ``.sync/`` (parts, lock, generations) and ``.previous/`` (what was replaced)."""
 
     def __init__(self, folder: Path, *, stamp: str) -> None:
-        self.folder, self._stamp = folder, stamp
+        self.folder, self.stamp = folder, stamp
         self._parts = folder / ".sync"
+        self._unsettled: set[Path] = set()
         self.lock_fd: int | None = None
 
     def part(self, sha256: str) -> Path:
@@ -73,6 +76,7 @@ class Store:
                         ) from error
                     time.sleep(0.1)
             self.lock_fd = fd
+            self.stamp = _unused(self.folder, self.stamp)
             yield
         finally:
             self.lock_fd = None
@@ -87,8 +91,11 @@ class Store:
         """Whether the file is there with exactly its bytes."""
         return self.has_length(file.path, file.length_bytes) and sha256_file(self.folder / file.path) == file.sha256
 
-    def place(self, source: Path, path: str, *, move: bool) -> None:
-        """Give a verified file its final name, all at once; a different file of that name is kept in .previous/."""
+    def place(self, source: Path, path: str, sha256: str, *, move: bool) -> None:
+        """Give a verified file its final name, all at once; a different file of that name is kept in .previous/.
+
+        Without ``move`` it is copied: two names never share a file, so that editing one leaves the other.
+        """
         target = self.folder / path
         if target.is_dir() and not target.is_symlink():
             raise LaunchError(
@@ -105,27 +112,44 @@ class Store:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                self._alias(source, target)
+                self._copy(source, target, sha256)
                 source.unlink()
         else:
-            self._alias(source, target)
-        fsync_dir(target.parent)
+            self._copy(source, target, sha256)
+        self._unsettled.add(target.parent)
 
-    def _alias(self, source: Path, target: Path) -> None:
+    def settle(self) -> None:
+        """Make the names given since the last call survive a power cut."""
+        while self._unsettled:
+            fsync_dir(self._unsettled.pop())
+
+    def _copy(self, source: Path, target: Path, sha256: str) -> None:
         temporary = target.with_name(f".tmp-{secrets.token_hex(8)}")
         try:
-            _link_or_copy(source, temporary)
+            copy(source, temporary)
+            if sha256_file(temporary) != sha256:
+                raise LaunchError(
+                    f"{target} could not be written",
+                    why=f"{source} was changed while it was being copied, or this disk gives back other bytes",
+                    remedy="run the same command again; if it happens again, check the disk",
+                    code=Exit.NOT_VERIFIED,
+                )
             os.replace(temporary, target)
         finally:
-            temporary.unlink(missing_ok=True)  # replacing a link by a link to the same file leaves it behind
+            temporary.unlink(missing_ok=True)
 
     def _keep_previous(self, target: Path, path: str, source: Path) -> None:
         if not os.path.lexists(target) or (target.is_file() and _begins_with(source, target)):
             return
-        kept = self.folder / ".previous" / self._stamp / path
+        kept = self.folder / PREVIOUS / self.stamp / path
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.path.lexists(kept):
-            _link_or_copy(target, kept)
+        if os.path.lexists(kept):  # this very sync put the target there
+            return
+        try:
+            os.link(target, kept, follow_symlinks=False)
+        except OSError:  # a disk without hard links
+            copy(target, kept)
+        fsync_dir(kept.parent)
 
     def finish(self, manifest: Mapping[str, object], sums: Mapping[str, str]) -> list[str]:
         """Write manifest.json, then SHA256SUMS: both together mean that everything is here and whole.
@@ -140,11 +164,16 @@ class Store:
                 merged[name] = digest
             else:
                 changed.append(name)
-        publish(self.folder / "manifest.json", to_json(manifest), mode=0o644)
+        self.settle()
+        publish(self.folder / MANIFEST, to_json(manifest), mode=0o644)
         publish(self.folder / SUMS, format_sums(merged).encode(), mode=0o644)
-        for part in self._parts.glob("*.part"):
-            part.unlink()
+        self.drop_parts(part.stem for part in self._parts.glob("*.part"))
         return changed
+
+    def drop_parts(self, digests: Iterable[str]) -> None:
+        """Forget what was fetched of contents that nothing has any more."""
+        for digest in digests:
+            self.part(digest).unlink(missing_ok=True)
 
 
 def read_sums(path: Path) -> dict[str, str]:
@@ -165,14 +194,24 @@ def format_sums(sums: Mapping[str, str]) -> str:
     )
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        with open(source, "rb") as old, open(target, "xb") as new:
-            shutil.copyfileobj(old, new, 1 << 20)
-            new.flush()
-            os.fsync(new.fileno())
+def copy(source: Path, target: Path) -> None:
+    """Copy a file onto a new name, flushed; where the disk can, the two share blocks until one is written to."""
+    with open(source, "rb") as old, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
+        left = os.fstat(old.fileno()).st_size
+        with contextlib.suppress(OSError, AttributeError):  # an older kernel, another disk, a Mac
+            while left and (copied := os.copy_file_range(old.fileno(), new.fileno(), left)):
+                left -= copied
+        old.seek(new.seek(0, os.SEEK_END))
+        shutil.copyfileobj(old, new, 1 << 20)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def _unused(folder: Path, stamp: str) -> str:
+    """The stamp, or with a number after it when an earlier sync of the same second has it."""
+    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))
+    taken = (folder / PREVIOUS, folder / GENERATIONS)
+    return next(n for n in names if not (taken[0] / n).exists() and not (taken[1] / f"{n}.json").exists())
 
 
 def _begins_with(longer: Path, shorter: Path) -> bool:

@@ -47,7 +47,7 @@ class Transport(Protocol):
     ) -> Result:
         """Run a command that changes something."""
 
-    def stream(self, argv: Sequence[str]) -> Generator[bytes, None, None]:
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Generator[bytes, None, None]:
         """Stdout of a reading command, chunk by chunk as it comes; LaunchError when it ends non-zero."""
 
     def fetch(

@@ -56,9 +56,9 @@ class DryTransport:
         self._step("run", argv=tuple(argv), data=stdin, length_bytes=len(stdin))
         return Result(0, b"", b"")
 
-    def stream(self, argv: Sequence[str]) -> Generator[bytes, None, None]:
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Generator[bytes, None, None]:
         """Really run it: it changes nothing."""
-        return self._inner.stream(argv)
+        return self._inner.stream(argv, stdin=stdin)
 
     def fetch(
         self, remote: str, local: Path, *, offset: int, length: int, on_bytes: Callable[[int], None] = ignore

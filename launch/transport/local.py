@@ -35,7 +35,6 @@ class _LocalRunning(Running):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
             bufsize=0,
             start_new_session=True,
         )

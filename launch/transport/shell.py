@@ -27,7 +27,7 @@ from launch.transport.base import (
 )
 from launch.transport.running import Running
 
-WRAPPER = ("sh", "-c", '"$@"; exit $?', "sh")
+WRAPPER = ("sh", "-c", 'LC_ALL=C; export LC_ALL; "$@"; exit $?', "sh")
 """Keeps a shell as parent, so that a missing command is 127 and a signal n is 128 + n on every transport."""
 
 
@@ -62,9 +62,9 @@ class ShellTransport(abc.ABC):
         """Run a command that changes something."""
         return self._run(argv, [stdin] if stdin else [], timeout_s=timeout_s, check=check)
 
-    def stream(self, argv: Sequence[str]) -> Generator[bytes, None, None]:
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Generator[bytes, None, None]:
         """Stdout chunk by chunk."""
-        with contextlib.closing(self.start(argv, [])) as running:
+        with contextlib.closing(self.start(argv, [stdin] if stdin else [])) as running:
             yield from running.chunks(None)
             code, stderr = running.finish(None)
         if code:
@@ -157,7 +157,12 @@ class ShellTransport(abc.ABC):
 
 _TORN = 65
 _EXPAND = 'case $1 in "~") p=$HOME;; "~/"*) p=$HOME/${1#??};; *) p=$1;; esac\n'
-_FETCH = _EXPAND + '[ -f "$p" ] && exec 3<"$p" || exit 66\ntail -c "+$2" <&3 | head -c "$3"\n'
+_FETCH = (
+    _EXPAND
+    + """[ -f "$p" ] && exec 3<"$p" || exit 66
+if command -v head >/dev/null 2>&1; then tail -c "+$2" <&3 | head -c "$3"; else tail -c "+$2" <&3; fi
+"""
+)
 _STORE = (
     _EXPAND
     + f"""umask 077

@@ -14,10 +14,11 @@ from typing import Any
 from launch.errors import Exit, LaunchError
 from launch.inventory import Host, Inventory, parse_ssh
 from launch.secrets import Secret
+from launch.transport import trusted
 from launch.transport.openssh import CONNECT_TIMEOUT_S, KEEPALIVE_S
 from launch.transport.running import Running
 from launch.transport.shell import WRAPPER, ShellTransport
-from launch.transport.trouble import explain, unusable_known_hosts
+from launch.transport.trouble import explain
 
 SILENT_S = 3 * KEEPALIVE_S
 WINDOW_BYTES = 16 << 20
@@ -75,11 +76,7 @@ def trust_only(connection: Any, inventory: Inventory) -> None:
 
     while connection is not None and not isinstance(connection, str):
         connection.client.set_missing_host_key_policy(Refuse())
-        try:
-            if inventory.known_hosts.exists():
-                connection.client.load_host_keys(str(inventory.known_hosts))
-        except Exception as error:
-            raise unusable_known_hosts(inventory.known_hosts, error) from error
+        trusted.load(connection.client, inventory.known_hosts)
         connection = connection.gateway
 
 
@@ -115,7 +112,7 @@ class SshTransport(ShellTransport):
 
     def start(self, argv: Sequence[str], stdin: Iterable[bytes]) -> Running:
         """Start a command with LC_ALL=C."""
-        line = "env LC_ALL=C " + shlex.join([*WRAPPER, *argv])
+        line = shlex.join([*WRAPPER, *argv])
         try:
             channel = self._wire.open_session(window_size=WINDOW_BYTES, timeout=SILENT_S)
             channel.exec_command(line.encode("utf-8", "surrogateescape"))

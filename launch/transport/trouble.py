@@ -81,7 +81,7 @@ def explain(error: Exception, *, host: Host, connection: Any, inventory: Invento
     )
 
 
-def unusable_known_hosts(known_hosts: Path, error: Exception) -> LaunchError:
+def unusable_known_hosts(known_hosts: Path, error: Exception | str) -> LaunchError:
     """Our list of host keys, missing permissions or no text."""
     return LaunchError(
         f"{known_hosts} cannot be used",

@@ -40,6 +40,7 @@ class Sshd:
     user_key: pathlib.Path
     host_keys: dict[str, pathlib.Path]
     process: subprocess.Popen
+    listens_at: str = "127.0.0.1"
 
     @property
     def address(self) -> str:
@@ -72,7 +73,7 @@ class Sshd:
         self.process.wait(10)
 
 
-def start(folder: pathlib.Path, *, options: str = "") -> Sshd:
+def start(folder: pathlib.Path, *, options: str = "", address: str = "127.0.0.1", netns: str = "") -> Sshd:
     """Start one; of an option that is given twice sshd takes the first, so ``options`` override what stands here."""
     folder.mkdir(mode=0o700, parents=True)
     pathlib.Path("/run/sshd").mkdir(exist_ok=True) if os.geteuid() == 0 else None
@@ -84,18 +85,19 @@ def start(folder: pathlib.Path, *, options: str = "") -> Sshd:
         port = free_port()
         config = folder / "sshd_config"
         config.write_text(
-            f"{options}\nListenAddress 127.0.0.1\nPort {port}\nPidFile none\nUsePAM no\nStrictModes no\n"
+            f"{options}\nListenAddress {address}\nPort {port}\nPidFile none\nUsePAM no\nStrictModes no\n"
             "PermitRootLogin yes\n"
             f"AuthorizedKeysFile {authorized}\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             f"MaxSessions 64\nMaxStartups 100\n" + "".join(f"HostKey {key}\n" for key in host_keys.values())
         )
         with open(folder / "log", "wb") as log:
-            process = subprocess.Popen([BINARY, "-D", "-e", "-f", config], stderr=log, stdin=subprocess.DEVNULL)
+            command = [*(("ip", "netns", "exec", netns) if netns else ()), BINARY, "-D", "-e", "-f", config]
+            process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 15
         while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as trial:
+            with contextlib.suppress(OSError), socket.create_connection((address, port), 1) as trial:
                 if trial.recv(4) == b"SSH-":
-                    return Sshd(folder, port, user_key, host_keys, process)
+                    return Sshd(folder, port, user_key, host_keys, process, address)
             time.sleep(0.02)
         process.kill()
         process.wait()

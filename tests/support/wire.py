@@ -48,6 +48,12 @@ class Wire:
         if limit is not None and self.relayed_bytes >= limit and not self._go.is_set():
             self.stopped.set()
 
+    def arm(self, after_bytes: int) -> None:
+        """Hold back everything once this many more bytes have passed, whatever happened before."""
+        self._go.clear()
+        self.stopped.clear()
+        self._stop_after_bytes = self.relayed_bytes + after_bytes
+
     def go_on(self) -> None:
         """Let everything pass from now on."""
         self._go.set()

@@ -142,7 +142,7 @@ def test_hosts_shows_the_good_and_the_bad_side_by_side(ssh_home):
     with open(ssh_home.home / "launch.toml", "a") as file:
         file.write('[hosts.gone]\nssh = "root@no-such-host.invalid"\n')
     result = ssh_home.launch("hosts")
-    assert result.returncode == 0
+    assert result.returncode == 4
     lines = {line.split()[0]: line for line in result.stdout.splitlines()}
     assert " yes " in lines["gpu8"]
     assert " no" in lines["gone"]
@@ -313,3 +313,24 @@ def test_the_openssh_client_trusts_exactly_what_the_transport_trusts(own_home):
     assert ssh().stdout == b"in\n"
     (own_home.home / "launch.known_hosts").unlink()
     assert ssh().returncode == 255
+
+
+@pytest.mark.parametrize("line", ["@revoked gpu8 ssh-ed25519 nonsense", "@revoked", "gpu8", "gpu8 ssh-ed25519 AAAA"])
+def test_a_line_of_known_hosts_that_is_no_entry_is_named_in_words(ssh_home, line):
+    with open(ssh_home.home / "launch.known_hosts", "a") as file:
+        file.write(f"# a comment\n\n{line}\n")
+    done = ssh_home.launch("ps", "--host", "gpu8")
+    said(done, "line 4", code=Exit.INVALID)
+    assert "('" not in done.stderr and "Error" not in done.stderr
+
+
+def test_a_revoked_key_lets_nobody_in_and_other_lines_of_a_standard_file_are_no_trouble(ssh_home):
+    known = ssh_home.home / "launch.known_hosts"
+    other = ssh_home.sshd.known_hosts("ecdsa").split(None, 1)[1]
+    known.write_text(
+        f"@cert-authority *.example.com {other}old.example.com sk-ssh-ed25519@openssh.com AAAA\n"
+        f"@revoked * {other}{known.read_text()}"
+    )
+    assert ssh_home.launch("ps", "--host", "gpu8").returncode == 0
+    known.write_text(f"{known.read_text()}@revoked * {ssh_home.sshd.known_hosts().split(None, 1)[1]}")
+    said(ssh_home.launch("ps", "--host", "gpu8"), "not known")

@@ -93,15 +93,25 @@ def test_the_local_host_reads_a_named_file_where_it_lies(tmp_path):
 
 
 @pytest.mark.sshd
-def test_an_unreachable_host_is_an_unknown_row_unless_it_was_asked_for(home):
+def test_an_unreachable_host_is_unknown_and_the_exit_code_says_so_while_the_others_are_shown(home):
     with open(home.home / "launch.toml", "a") as file:
         file.write('\n[hosts.gone]\nssh = "nobody@127.0.0.1:1"\n')
-    seen = home.launch("ps", "--json")
-    assert seen.returncode == 0
-    assert [(row["host"], row["state"]) for row in json.loads(seen.stdout)] == [("gone", "UNKNOWN")]
-    assert "gone" in seen.stderr and "remedy:" in seen.stderr
-    assert home.launch("ps", "--host", "gone").returncode == 4
     assert home.launch("logs", "last").returncode == 4
+    (home.root / "runs" / "20260101-120000-dpo-abcd").mkdir(parents=True)
+    for args in (("ps", "--json"), ("ps", "--host", "gone", "--json")):
+        seen = home.launch(*args)
+        assert seen.returncode == 4
+        assert ("gone", "UNKNOWN") in [(row["host"], row["state"]) for row in json.loads(seen.stdout)]
+        assert "gone is UNKNOWN" in seen.stderr and "remedy:" in seen.stderr
+    assert "20260101-120000-dpo-abcd" in home.launch("ps").stdout
+    hosts = home.launch("hosts", "--json")
+    assert hosts.returncode == 4
+    assert {row["host"]: row["reachable"] for row in json.loads(hosts.stdout)} == {
+        "gpu8": True,
+        "gone": False,
+        "local": True,
+    }
+    assert "gone is UNKNOWN" in hosts.stderr
 
 
 def test_help_behind_the_dashes_is_the_stages_help(tmp_path):
@@ -138,3 +148,19 @@ def test_a_start_shows_the_plan_with_its_warnings_first_and_a_dry_run_shows_it_o
     shown = home.launch("run", "pretrain", "--host", "gpu8", "--dry-run", *words, check=True).stdout
     assert "pretrain (minimind2): 24 samples" in shown
     assert tree(home.home, home.root) == before
+
+
+def test_a_dry_run_never_says_that_it_does_what_it_does_not(home):
+    shown = home.launch("run", "pretrain", "--host", "gpu8", "--dry-run", "--", *TRAIN)
+    assert shown.returncode == 0, shown.stderr
+    sayings = [line for line in shown.stderr.splitlines() if "code" in line or "->" in line]
+    assert sayings and all(line.startswith("dry run, not done: ") for line in sayings)
+
+
+def test_an_empty_inventory_option_is_usage_and_a_folder_of_that_name_is_said(tmp_path):
+    home = launching.local_home(tmp_path)
+    empty = home.launch("--inventory", "", "ps")
+    assert empty.returncode == 2 and "empty" in empty.stderr
+    (home.home / "launch.toml").mkdir()
+    folder = home.launch("ps")
+    assert folder.returncode == 3 and "it is a folder" in folder.stderr and "remedy:" in folder.stderr

@@ -11,49 +11,23 @@ import threading
 import pytest
 
 from launch.errors import Exit, LaunchError
-from launch.sync import courier, store, sync_out
-from launch.transport import connect
-from tests.conftest import make_ssh_home
+from launch.sync import courier, store
 from tests.support.launching import start, wait_for
-from tests.support.wire import Wire
+from tests.support.syncing import (
+    OTHER,
+    RUN,
+    Quiet,
+    behind_wire,
+    direct,
+    gathered,
+    make_run,
+    put,
+    sums_hold,
+    tree,
+)
+from tests.support.syncing import tools as make_tools
 
 pytestmark = pytest.mark.sshd
-
-RUN = "20260101-120000-dpo-abcd"
-OTHER = "20260102-120000-full_sft-0123"
-
-
-class Quiet:
-    """A voice that keeps what it was told."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def moving(self, label, total_bytes):
-        import contextlib
-
-        return contextlib.nullcontext(lambda count: None)
-
-
-def put(path, data=b"x"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def make_run(root, run_id, weights, data):
-    run = root / "runs" / run_id
-    exported = put(run / "export" / weights, data)
-    put(run / "spec.json", b'{"run_id": "%s"}' % run_id.encode())
-    put(run / "metrics.jsonl", b'{"step": 1}\n')
-    put(run / "attempts" / "1" / "log.txt", b"one\ntwo\n")
-    out = root / "out" / weights
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.link(exported, out)
-    return run
 
 
 @pytest.fixture
@@ -63,21 +37,6 @@ def far(ssh_home):
     make_run(ssh_home.root, OTHER, "full_sft_512.pth", os.urandom(50_000))
     put(ssh_home.root / "out" / "tokenizer" / "tokenizer.json", b"{}")
     return ssh_home
-
-
-def tree(folder):
-    """Every published file and its hash; not the bookkeeping."""
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for top in ("out", "runs")
-        for p in (folder / top).rglob("*")
-        if p.is_file()
-    }
-
-
-def sums_hold(folder):
-    done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
-    return done.returncode == 0
 
 
 def out(home, *args, code=0, **kwargs):
@@ -91,19 +50,6 @@ def report(home, *args):
     return json.loads(out(home, "--json", *args).stdout)
 
 
-def direct(home, *, run_id=None, voice=None, folder=None):
-    """The same in this process, where a test can reach in."""
-    with connect(home.host, home.inventory) as transport:
-        return sync_out(
-            transport,
-            home.inventory,
-            folder=folder or home.home,
-            run_id=run_id,
-            voice=voice or Quiet(),
-            now_utc="20260101T000000Z",
-        )
-
-
 def test_everything_comes_home_and_the_checksums_say_so(far):
     out(far)
     assert tree(far.home) == tree(far.root)
@@ -115,10 +61,38 @@ def test_everything_comes_home_and_the_checksums_say_so(far):
     assert not (far.home / ".previous").exists()
 
 
-def test_a_file_under_two_names_travels_once(far):
+def test_a_file_under_two_names_travels_once_and_editing_one_of_them_here_leaves_the_other(far):
+    put(far.root / "out" / "copied.pth", (far.root / "out" / "full_sft_512.pth").read_bytes())
     told = report(far)
     assert told["fetched_bytes"] < 6_100_000
-    assert os.path.samefile(far.home / "out" / "rlhf_512.pth", far.home / "runs" / RUN / "export" / "rlhf_512.pth")
+    names = [path for top in ("out", "runs") for path in (far.home / top).rglob("*") if path.is_file()]
+    assert len({path.stat().st_ino for path in names}) == len(names)
+    with open(far.home / "out" / "rlhf_512.pth", "r+b") as file:
+        file.write(b"edited")
+    exported = far.home / "runs" / RUN / "export" / "rlhf_512.pth"
+    assert exported.read_bytes() == (far.root / "out" / "rlhf_512.pth").read_bytes()
+
+
+def test_a_kept_version_shares_nothing_with_what_replaced_it(far):
+    out(far)
+    target = far.home / "out" / "full_sft_512.pth"
+    before = target.read_bytes()
+    for number in range(2):  # twice in one second: two versions all the same
+        put(far.root / "out" / "full_sft_512.pth", f"trained anew {number}".encode())
+        out(far)
+    with open(target, "r+b") as file:
+        file.write(b"edited here")
+    kept = sorted((far.home / ".previous").rglob("out/full_sft_512.pth"))
+    assert [path.read_bytes() for path in kept] == [before, b"trained anew 0"]
+    assert all(path.stat().st_nlink == 1 for path in [*kept, target])
+
+
+def test_the_command_to_check_again_works_as_it_is_printed(far, tmp_path):
+    folder = tmp_path / "it's $(touch pwned) my folder"
+    result = out(far, "--to", str(folder))
+    command = result.stderr.rpartition("Check again: ")[2]
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True).returncode == 0
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_a_second_sync_moves_nothing(far):
@@ -237,12 +211,12 @@ def test_hostile_names_links_and_pipes_stay_where_they_are(far, tmp_path):
 def test_a_host_that_lies_about_names_writes_nowhere_else(name):
     from launch.sync.listing import parse
 
-    listing = parse(b"f 1 - " + name.encode() + b"\0f 1 - out/fine\0end\0", ["out", "runs"])
+    listing = parse(b"f 1 - - - " + name.encode() + b"\0f 1 - - - out/fine\0end\0", ["out", "runs"])
     assert [file.path for file in listing.files] == ["out/fine"]
     assert len(listing.odd) == 1
 
 
-@pytest.mark.parametrize("told", [b"", b"f 1 - out/a\0", b"f 1 - out/a\0en", b"f 1 - out/end\0", b"end\0f 1 - out/a"])
+@pytest.mark.parametrize("told", [b"", b"f 1 - - - a\0", b"f 1 - - - a\0en", b"f 1 - - - end\0", b"end\0f 1 - - - a"])
 def test_a_list_that_is_cut_off_is_never_taken_for_the_whole(told):
     from launch.sync.listing import parse
 
@@ -385,28 +359,17 @@ def slow(request, tmp_path, sshd, monkeypatch):
     """A host behind a relay that stops in the middle of a 24 MB file; with rsync, or on a laptop without it."""
     if request.param == "rsync" and shutil.which("rsync") is None:
         pytest.skip("needs rsync")
-    wire = Wire(sshd.port, stop_after_bytes=10_000_000)
-    home = make_ssh_home(tmp_path, sshd)
-    for name in ("launch.toml", "launch.known_hosts"):
-        path = home.home / name
-        path.write_text(path.read_text().replace(str(sshd.port), str(wire.port)))
+    home, wire = behind_wire(tmp_path, sshd, stop_after_bytes=10_000_000)
     tools = tmp_path / "tools"
-    tools.mkdir()
-    for tool in ("sh", "env", "ssh"):
-        os.symlink(shutil.which(tool), tools / tool)
+    home.environ["PATH"] = make_tools(tools, "sh", "env", "ssh")
     if request.param == "rsync":
         (tools / "rsync").write_text(f'#!/bin/sh\n: >"{tools}/used"\nexec {shutil.which("rsync")} "$@"\n')
         (tools / "rsync").chmod(0o755)
-    home.environ["PATH"] = str(tools)
     make_run(home.root, RUN, "rlhf_512.pth", os.urandom(24_000_000))
     put(home.home / "out" / "rlhf_512.pth", b"an older one")
     yield home, wire
     wire.close()
     assert (tools / "used").exists() == (request.param == "rsync")
-
-
-def gathered(home):
-    return sum(path.stat().st_size for path in (home.home / ".sync").glob("*.part"))
 
 
 @pytest.mark.parametrize("cause", ["killed", "interrupted", "cut"])
@@ -489,7 +452,8 @@ def test_a_host_that_chatters_at_login_is_told_what_to_do():
 
 
 def test_the_portable_listing_agrees_with_that_of_gnu_find(far, tmp_path):
-    from launch.sync.listing import LIST, parse
+    from launch.sync.listing import parse
+    from launch.sync.scripts import LIST
 
     fake = tmp_path / "bin"
     fake.mkdir()
@@ -499,7 +463,7 @@ def test_the_portable_listing_agrees_with_that_of_gnu_find(far, tmp_path):
     os.symlink("x", far.root / "out" / "link.pth")
     listed = []
     for path in (os.environ["PATH"], f"{fake}:{os.environ['PATH']}"):
-        argv = ["sh", "-c", LIST, "sh", str(far.root), "out", "runs", "nothing"]
+        argv = ["sh", "-c", LIST, "sh", str(far.root), "-H", "out", "runs", "nothing"]
         data = subprocess.run(argv, env={"PATH": path, "LC_ALL": "C"}, capture_output=True, check=True).stdout
         listing = parse(data, ["out", "runs"])
         files = sorted((file.path, file.length_bytes) for file in listing.files)

@@ -32,13 +32,22 @@ HERE = install.this_target()
 TAGS = f"cp{HERE.python}-cp{HERE.python}-manylinux_2_17_{HERE.machine}"
 
 
-def wheel(folder: pathlib.Path, name: str, version: str, tags: str = "py3-none-any", *, body: str = "") -> pathlib.Path:
+def wheel(
+    folder: pathlib.Path,
+    name: str,
+    version: str,
+    tags: str = "py3-none-any",
+    *,
+    body: str = "",
+    entry_points: str = "",
+) -> pathlib.Path:
     """Write a wheel with one module."""
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f"__version__ = {version!r}\n{body}",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tags}\n",
+        **({f"{info}/entry_points.txt": entry_points} if entry_points else {}),
     }
     record = [
         f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},{len(text)}"

@@ -1,7 +1,10 @@
 """install.py itself, on real environments: small wheels where a fault is tried, the real lock once."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +13,7 @@ import time
 
 import pytest
 
-from tests.unit.envs.parts import ROOT, SCRIPT, Index, Shop, clean, install, unpacked_pip, wheel
+from tests.unit.envs.parts import ROOT, SCRIPT, Index, Shop, clean, install, sha256, unpacked_pip, wheel
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_another_lock_makes_it_anew(shop):
     (shop.venv / "left").write_text("")
     shop.lock.write_text("# changed\n" + shop.lock.read_text())
     assert shop.install(*shop.offline()).returncode == 0
-    assert not (shop.venv / "left").exists() and not (shop.folder / "env.old").exists()
+    assert not (shop.venv / "left").exists() and leftovers(shop) == []
 
 
 @pytest.mark.parametrize("name", ["torch", "small"])
@@ -61,7 +64,7 @@ def test_a_failed_call_brings_the_older_environment_back(shop):
     assert shop.install(*shop.offline()).returncode == 0
     shop.lock.write_text(shop.lock.read_text().replace("small==1.0", "small==2.0"))
     assert_paragraph(shop.install(*shop.offline()))
-    assert shop.version("small") == "1.0" and not (shop.folder / "env.old").exists()
+    assert shop.version("small") == "1.0" and leftovers(shop) == []
 
 
 def test_a_call_killed_half_way_is_made_good_by_the_next(shop, silent):
@@ -69,13 +72,84 @@ def test_a_call_killed_half_way_is_made_good_by_the_next(shop, silent):
         shop.command(), env=clean(PIP_INDEX_URL=silent), stderr=subprocess.DEVNULL, start_new_session=True
     )  # it waits for the index with the environment half-made
     deadline_s = time.monotonic() + 60
-    while not (shop.venv / "bin" / "python").exists() and time.monotonic() < deadline_s:
+    while not list(shop.folder.glob(".making-env.*/bin/python")) and time.monotonic() < deadline_s:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert shop.venv.exists() and not (shop.venv / ".complete").exists()
+    assert list(shop.folder.glob(".making-env.*/bin/python")) and not os.path.lexists(shop.venv)
     assert shop.install(*shop.offline()).returncode == 0
-    assert shop.version("small") == "1.0"
+    assert shop.version("small") == "1.0" and leftovers(shop) == []
+
+
+def leftovers(shop) -> list[str]:
+    return [
+        path.name
+        for path in shop.folder.iterdir()
+        if path.name.startswith((".making", "env.")) and path.name != "env.lock"
+    ]
+
+
+def test_its_name_is_never_seen_before_it_is_whole_however_often_the_making_is_killed(shop):
+    for delay_s in (0.3, 0.9, 1.5, 2.1):
+        process = subprocess.Popen(
+            shop.command(*shop.offline()), env=clean(), stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline_s = time.monotonic() + delay_s
+        while time.monotonic() < deadline_s and process.poll() is None:
+            if shop.venv.exists():
+                assert (shop.venv / ".complete").exists()
+            time.sleep(0.002)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not shop.venv.exists() or (shop.venv / ".complete").exists()
+    assert shop.install(*shop.offline()).returncode == 0
+    assert shop.version("small") == "1.0" and leftovers(shop) == []
+
+
+def test_a_call_killed_between_its_two_renames_leaves_the_older_one_to_the_next(shop):
+    assert shop.install(*shop.offline()).returncode == 0
+    shop.venv.rename(shop.folder / ".making-env.0123abcd.old")
+    shop.lock.write_text(shop.lock.read_text().replace("small==1.0", "small==2.0"))
+    assert_paragraph(shop.install(*shop.offline()))
+    assert shop.version("small") == "1.0" and leftovers(shop) == []
+
+
+def test_scripts_and_activation_name_the_place_where_the_environment_lies(shop):
+    body = "def main():\n    import sys\n    print(sys.prefix)\n"
+    wheel(shop.wheels, "small", "1.0", body=body, entry_points="[console_scripts]\nsmall-says = small:main\n")
+    shop.lock.write_text(
+        re.sub(r"(small==1.0 .*\n *--hash=sha256:)\w+", rf"\g<1>{sha256(shop.small)}", shop.lock.read_text())
+    )
+    assert shop.install(*shop.offline()).returncode == 0
+    said = subprocess.run([shop.venv / "bin" / "small-says"], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str(shop.venv)
+    activated = subprocess.run(
+        ["sh", "-c", '. "$1/bin/activate" && command -v python', "sh", shop.venv], capture_output=True, text=True
+    )
+    assert activated.stdout.strip() == f"{shop.venv}/bin/python"
+    texts = [p.read_bytes() for p in [*(shop.venv / "bin").iterdir(), shop.venv / "pyvenv.cfg"] if not p.is_symlink()]
+    assert not [text for text in texts if b".making" in text]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs to mount a small disk")
+def test_a_disk_that_fills_up_while_it_is_made_leaves_nothing_of_that_name(shop, tmp_path):
+    small_disk = tmp_path / "disk"
+    small_disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small_disk]).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        shop.venv = small_disk / "env"
+        wheel(shop.wheels, "small", "1.0", body="x = '" + "x" * 300_000 + "'\n")
+        shop.lock.write_text(
+            re.sub(r"(small==1.0 .*\n *--hash=sha256:)\w+", rf"\g<1>{sha256(shop.small)}", shop.lock.read_text())
+        )
+        done = shop.install(*shop.offline())
+        assert_paragraph(done)
+        assert "No space left" in done.stderr
+        assert [p.name for p in small_disk.iterdir()] == ["env.lock"]
+    finally:
+        subprocess.run(["umount", small_disk], check=True)
 
 
 def test_of_two_calls_at_once_one_makes_it_and_the_other_waits(shop):

@@ -29,10 +29,21 @@ FROZEN = {
         "TRAINER_FLAGS": None,
     },
     "ps": {"--host": None, "--all": False, "--json": False},
-    "logs": {"RUN": None, "-f --follow": False, "--rank": None, "--attempt": None, "--host": None},
+    "logs": {"RUN": None, "-f --follow": False, "--rank": None, "--attempt": None, "--host": None, "--json": False},
     "stop": {"RUN": None, "--timeout": 330.0, "--now": False, "--host": None, "--json": False},
     "resume": {"RUN": None, "--host": None, "--nproc": None, "--detach": False, "--json": False},
-    "sync-out": {"RUN": None, "--host": None, "--to": None, "--dry-run": False, "--json": False},
+    "sync-out": {
+        "RUN": None,
+        "--host": None,
+        "--to": None,
+        "--watch": False,
+        "--dry-run": False,
+        "--json": False,
+    },
+    "versions": {"VERSION": None, "--folder": None, "--keep": None, "--json": False},
+    "restore": {"VERSION": None, "PATHS": None, "--folder": None, "--to": None, "--json": False},
+    "release-check": {"HOST": None, "--to": None, "--json": False},
+    "release": {"HOST": None, "--to": None, "--dry-run": False, "--json": False},
 }
 STAGES = ["tokenizer", "pretrain", "full_sft", "dpo", "lora"]
 ROOT = pathlib.Path(__file__).parents[3]
@@ -108,7 +119,7 @@ def test_shell_completion_knows_commands_and_stages():
         asked = [sys.executable, "-m", "launch"]
         return subprocess.run(asked, cwd=ROOT, env=environ, capture_output=True, text=True, check=False).stdout
 
-    assert complete("launch res", 1).split() == ["plain,resume"]
+    assert complete("launch resu", 1).split() == ["plain,resume"]
     assert "plain,full_sft" in complete("launch run f", 2).split()
 
 

@@ -1,13 +1,14 @@
 """Logs on a terminal: what a host may print there, however the bytes are cut."""
 
 import io
+import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.ui import LogWriter, clean
+from launch.ui import JsonLines, LogWriter, clean, table
 
 
 def shown(*chunks: bytes, terminal: bool = True) -> bytes:
@@ -50,3 +51,21 @@ def test_a_pipe_gets_every_byte():
 
 def test_an_endless_sequence_is_not_held_back_for_ever():
     assert len(clean(b"\x1b]" + b"x" * 5000)[1]) <= 64
+
+
+def test_a_cell_is_one_line_whatever_another_launcher_wrote_there(capsys):
+    table(("name", "state"), [("two\nlines\tand\x1b[2J", "RUNNING"), ("plain", "LOST")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "two\\nlines\\tand\\x1b[2J" in lines[1]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r"))), st.integers(0, 200))
+def test_a_log_as_json_has_an_object_a_line_however_the_bytes_are_cut(lines, cut):
+    data, out = "\n".join(lines).encode(), io.BytesIO()
+    writer = JsonLines(out, run_id="x", rank=None)
+    writer(data[:cut])
+    writer(data[cut:])
+    writer.close()
+    told = [json.loads(line) for line in out.getvalue().splitlines()]
+    expected = lines if lines and lines[-1] else lines[:-1]
+    assert told == [{"run_id": "x", "rank": None, "line": line} for line in expected]

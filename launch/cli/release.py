@@ -1,0 +1,73 @@
+"""`launch release-check` and `launch release`: what would be lost with a host; giving it back when nothing is."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from launch.cli import session
+from launch.inventory import LOCAL, Host, Inventory
+from launch.release import Findings, check, give_back
+from launch.transport import connect
+
+SHOWN = 10
+
+
+@click.command()
+@click.argument("host")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Where the copies are.  [default: home]")
+@session.json_option
+def release_check(host: str, folder: Path | None, as_json: bool) -> int:
+    """Tell whether everything on HOST is at home, hashed on both sides now, and usable; exit 9 with the list if not."""
+    known = session.load()
+    findings = _check(known, known.host(host), folder)
+    if as_json:
+        session.print_json(findings.to_dict())
+    _tell(findings)
+    findings.refuse()
+    session.terminal.say(f"{findings.host} may be released: {findings.files} files, {findings.bytes} bytes are here")
+    return 0
+
+
+@click.command()
+@click.argument("host")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Where the copies are.  [default: home]")
+@click.option("--dry-run", is_flag=True, help="Check, and only show the command.")
+@session.json_option
+def release(host: str, folder: Path | None, dry_run: bool, as_json: bool) -> int:
+    """Give HOST back with its release_command, if release-check finds nothing that would be lost."""
+    known = session.load()
+    chosen = known.host(host)
+    if chosen.name == LOCAL:
+        raise click.UsageError("local is this machine: there is nothing to give back")
+    findings = _check(known, chosen, folder)
+    _tell(findings)
+    findings.refuse()
+    if dry_run:
+        session.terminal.say(f"would run: {chosen.release_command or 'nothing: there is no release_command'}")
+        return 0
+    receipt = give_back(chosen, findings, home=known.home, now=datetime.now(UTC))
+    spent = "" if receipt.spent_at_least is None else f", at least {receipt.spent_at_least} {receipt.currency} spent"
+    session.terminal.say(f"{host} was released at {receipt.released_at}{spent}; next: launch host forget {host}")
+    if as_json:
+        session.print_json(dataclasses.asdict(receipt))
+    return 0
+
+
+def _check(known: Inventory, host: Host, folder: Path | None) -> Findings:
+    with connect(host, known) as transport:
+        home = (Path.cwd() / folder) if folder else known.home
+        return check(transport, known, folder=home, voice=session.terminal)
+
+
+def _tell(findings: Findings) -> None:
+    say = session.terminal.say
+    if findings.elsewhere:
+        say(f"outside {findings.root}, and not looked after by launch; gone if the provider wipes that disk:")
+    for path, length_bytes in findings.elsewhere[:SHOWN]:
+        say(f"  {length_bytes / 1e9:8.3f} GB  {path}")
+    if more := len(findings.elsewhere[SHOWN:]):
+        say(f"  and {more} smaller ones")

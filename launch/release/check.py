@@ -1,0 +1,242 @@
+"""What would be lost if the host were gone now."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.errors import Exit, LaunchError
+from launch.inventory import Inventory
+from launch.runs.observe import Run, observe
+from launch.sync import generations
+from launch.sync.listing import WEIGHTS_SUFFIXES, Listing, RemoteFile
+from launch.sync.store import MANIFEST, Store, read_sums
+from launch.sync.trip import Trip
+from launch.transport import Transport, host_path
+from launch.voice import Voice
+from launch.weights import Unusable, examine
+from minimind.durable import SUMS, sha256_file
+from minimind.rundir import State
+
+OF_NO_USE = re.compile(r"runs/[^/]+/(?:beat\.json|stop|lock/.*)")
+"""What a run writes for its own time only."""
+
+ELSEWHERE = r"""
+root=$1
+cd / || exit 0
+for place in "$HOME" "${root%/*}" /root/autodl-tmp /workspace /mnt/data; do
+  [ -d "$place" ] && [ "$place" != / ] || continue
+  for path in "$place"/* "$place"/.[!.]*; do
+    case $path/ in "$root"/*) continue ;; esac
+    case $root/ in "$path"/*) continue ;; esac
+    [ -e "$path" ] && [ ! -L "$path" ] && printf '%s\0' "$path"
+  done
+done | if command -v timeout >/dev/null; then timeout 20 xargs -0 du -skx --; else xargs -0 du -skx --; fi 2>/dev/null
+exit 0
+"""
+"""Prints kibibytes and path of what lies beside the root and at home on the host."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """One thing that would be lost, or that cannot be told; ``path`` is below the root, or the name of a run."""
+
+    path: str
+    why: str
+    repair: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a check found. ``elsewhere`` are paths outside the root with their bytes: nothing here looks after them."""
+
+    host: str
+    root: str
+    folder: Path
+    files: int
+    bytes: int
+    gaps: tuple[Gap, ...]
+    runs: tuple[Run, ...]
+    elsewhere: tuple[tuple[str, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "host": self.host,
+            "root": self.root,
+            "home": str(self.folder),
+            "ready": not self.gaps,
+            "files": self.files,
+            "bytes": self.bytes,
+            "gaps": [dataclasses.asdict(gap) for gap in self.gaps],
+            "repair": self.repair,
+            "elsewhere": [{"path": path, "bytes": length} for path, length in self.elsewhere],
+        }
+
+    @property
+    def repair(self) -> str | None:
+        """The one command to run first."""
+        return next((gap.repair for gap in self.gaps), None)
+
+    def refuse(self) -> None:
+        """Say that the host must stay.
+
+        Raises:
+            LaunchError: REFUSED when there is a gap.
+        """
+        if self.gaps:
+            shown = "\n".join(f"    {gap.path}: {gap.why}" for gap in self.gaps[:20])
+            more = f"\n    and {len(self.gaps) - 20} more" if self.gaps[20:] else ""
+            raise LaunchError(
+                f"{self.host} must not be released: {len(self.gaps)} thing(s) would be lost",
+                why=f"\n{shown}{more}",
+                remedy=f"{self.repair}, then the same again",
+                code=Exit.REFUSED,
+            )
+
+
+def check(
+    transport: Transport, inventory: Inventory, *, folder: Path, voice: Voice, look_elsewhere: bool = True
+) -> Findings:
+    """Compare everything that the host has with what is at home, all of it hashed now on both sides.
+
+    ``look_elsewhere`` measures what lies outside the root, which may take 20 s.
+
+    Raises:
+        LaunchError: UNREACHABLE; a gap is no exception.
+    """
+    host, root = transport.host.name, host_path(transport, transport.host.root)
+    sync = f"launch sync-out --host {host} --to {shlex.quote(str(folder))}"
+    runs = observe(transport)
+    gaps = [
+        Gap(path=run.run_id, why=f"it is {run.state.state}", repair=f"launch stop {run.run_id}")
+        for run in runs
+        if not run.state.state.ended and run.state.state is not State.PREPARED
+    ]
+    trip = Trip(transport, inventory, root, None, Store(folder, stamp="check"), voice)
+    listing = _look(trip, gaps, host)
+    gaps += [
+        Gap(path=odd.name, why=f"it stays on the host: {odd.why}", repair=f"ssh there and see to {odd.name}")
+        for odd in listing.odd
+        if not odd.why.startswith("temporary")
+    ]
+    wanted = list(_wanted(listing.files))
+    voice.say(f"comparing {len(wanted)} files of {host} with {folder}")
+    files, moving = trip.settled(wanted)
+    seen = {file.path for file in files} | moving
+    gone = [file.path for file in wanted if file.path not in seen]
+    gaps += [Gap(path=path, why="it does not hold still", repair=f"launch ps --host {host}") for path in sorted(moving)]
+    gaps += [Gap(path=path, why="it cannot be read, or just vanished", repair=sync) for path in gone]
+    recorded = _Recorded(folder, host, root)
+    gaps += [Gap(path=MANIFEST, why=why, repair=sync) for why in recorded.troubles]
+    tested: dict[str, str] = {}
+    for file in files:
+        if why := recorded.lacks(file):
+            gaps.append(Gap(path=file.path, why=why, repair=sync))
+        elif why := _unusable(folder / file.path, file.sha256, tested):
+            repair = f"if it is worth nothing, move {file.path} out of {root} on {host}"
+            gaps.append(Gap(path=file.path, why=why, repair=repair))
+    return Findings(
+        host=host,
+        root=root,
+        folder=folder,
+        files=len(files),
+        bytes=sum(file.length_bytes for file in files),
+        gaps=tuple(gaps),
+        runs=tuple(runs),
+        elsewhere=_elsewhere(transport, root) if look_elsewhere else (),
+    )
+
+
+def _look(trip: Trip, gaps: list[Gap], host: str) -> Listing:
+    repair = f"correct root of {host} in launch.toml; if nothing was ever made there, give it back by hand"
+    try:
+        listing = trip.look()
+    except LaunchError as error:
+        if error.code is not Exit.NOT_VERIFIED:
+            raise
+        gaps.append(Gap(path="root", why=error.why, repair=repair))
+        return Listing(files=(), odd=())
+    if not listing.files:
+        gaps.append(Gap(path="root", why="there is nothing of ours in it: it may be the wrong one", repair=repair))
+    return listing
+
+
+def _wanted(files: Iterable[RemoteFile]) -> Iterator[RemoteFile]:
+    """All but what is of no use any more, and checkpoints before each run's newest."""
+    files = list(files)
+    newest: dict[str, str] = {}
+    for folder in sorted({file.checkpoint for file in files if file.checkpoint}):
+        newest[folder.rpartition("/")[0]] = folder
+    for file in files:
+        mine = file.checkpoint
+        if not OF_NO_USE.fullmatch(file.path) and (mine is None or newest[mine.rpartition("/")[0]] == mine):
+            yield file
+
+
+class _Recorded:
+    """What SHA256SUMS, manifest.json and the generations say, against the files themselves."""
+
+    def __init__(self, folder: Path, host: str, root: str) -> None:
+        self._folder = folder
+        self._sums = read_sums(folder / SUMS)
+        self._said = {(file.path, file.sha256) for g in generations.read(folder) if g.host == host for file in g.files}
+        self.troubles = list(self._manifest(host, root))
+
+    def _manifest(self, host: str, root: str) -> Iterator[str]:
+        try:
+            manifest = json.loads((self._folder / MANIFEST).read_bytes())
+            listed = {str(item["path"]): str(item["sha256"]) for item in manifest["files"]}
+            place: Mapping[str, Any] = {"host": manifest["host"], "root": manifest["root"]}
+        except FileNotFoundError:
+            yield "it is not there: nothing was synced into this folder, or not to its end"
+            return
+        except (OSError, ValueError, KeyError, TypeError):
+            yield "it cannot be read, so it was edited"
+            return
+        wrong = [path for path, digest in listed.items() if self._sums.get(path, digest) != digest]
+        if wrong:
+            yield f"it and {SUMS} say different things of {wrong[0]}: one of the two was edited"
+        if place == {"host": host, "root": root}:
+            self._said |= set(listed.items())
+
+    def lacks(self, file: RemoteFile) -> str:
+        """Why the copy at home does not count; empty when it does."""
+        here = self._folder / file.path
+        if not here.is_file() or here.is_symlink():
+            return "there is no copy here"
+        if here.stat().st_size < file.length_bytes or sha256_file(here) != file.sha256:
+            return "the host has other bytes than the copy here"
+        if self._sums.get(file.path) != file.sha256:
+            return f"{SUMS} does not vouch for it"
+        if (file.path, file.sha256) not in self._said:
+            return "no manifest of a sync from this host lists it with these bytes"
+        return ""
+
+
+def _unusable(path: Path, sha256: str, tested: dict[str, str]) -> str:
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        return ""
+    if sha256 not in tested:
+        tested[sha256] = ""
+        try:
+            examine(path)
+        except Unusable as error:
+            tested[sha256] = f"the copy could not be used: {error}"
+    return tested[sha256]
+
+
+def _elsewhere(transport: Transport, root: str) -> tuple[tuple[str, int], ...]:
+    told = transport.read(["sh", "-c", ELSEWHERE, "sh", root], check=False, timeout_s=60).stdout
+    found = {}
+    for line in told.decode("utf-8", "replace").splitlines():
+        size, _, path = line.partition("\t")
+        if size.isdecimal() and path:
+            found[path] = int(size) * 1024
+    return tuple(sorted(found.items(), key=lambda item: -item[1]))

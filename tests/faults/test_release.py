@@ -1,0 +1,227 @@
+"""release-check and release: every gap that was prepared is found and refused, and nothing else is."""
+
+import json
+import os
+import pathlib
+import struct
+import zipfile
+from datetime import UTC, datetime
+
+import pytest
+
+from launch.errors import Exit, LaunchError
+from launch.release import check
+from launch.transport import connect
+from tests.conftest import make_ssh_home
+from tests.support import sshd as sshd_parts
+from tests.support.syncing import OTHER, RUN, Quiet, direct, make_run, put
+
+pytestmark = pytest.mark.sshd
+
+TABLE = (
+    b"\x80\x02}q\x00X\x05\x00\x00\x00model"
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nHalfStorage\nX\x01\x00\x00\x000"
+    b"X\x03\x00\x00\x00cpuK\x08tQK\x00K\x08\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtRs."
+)
+"""The pickle that torch.save writes for {"model": a tensor of 8 numbers in fp16}; no torch is needed to write it."""
+
+
+def weights(numbers):
+    """A .pth file of eight numbers."""
+    import io
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("w/data.pkl", TABLE)
+        archive.writestr("w/data/0", struct.pack("<8e", *numbers))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server whose users have an empty home: measuring a real one takes long."""
+    if sshd_parts.MISSING:
+        pytest.skip(sshd_parts.MISSING)
+    folder = tmp_path_factory.mktemp("release")
+    (folder / "home").mkdir()
+    started = sshd_parts.start(folder / "server", options=f"SetEnv HOME={folder}/home")
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def far(tmp_path, server):
+    """A host whose two runs have ended, and everything of it at home."""
+    ssh_home = make_ssh_home(tmp_path, server)
+    for number, (run, name) in enumerate(((RUN, "rlhf_512.pth"), (OTHER, "full_sft_512.pth"))):
+        folder = make_run(ssh_home.root, run, name, weights(range(number, number + 8)))
+        put(folder / "attempts" / "1" / "exit.json", b'{"code": 1, "reason": "trainer_error"}')
+        put(folder / "lock" / "held", b"")
+        put(folder / "beat.json", b"{}")
+        for step in (10, 20):
+            put(folder / "ckpt" / f"step-{step:08d}" / "model.pth", weights(range(step, step + 8)))
+    put(ssh_home.root / "out" / "lora" / "lora_x_512.pth", weights([0.5] * 8))
+    direct(ssh_home)
+    return ssh_home
+
+
+def gaps(home):
+    with connect(home.host, home.inventory) as transport:
+        return check(transport, home.inventory, folder=home.home, voice=Quiet(), look_elsewhere=False).gaps
+
+
+def test_nothing_missing_passes_also_when_only_what_is_of_no_use_differs(far):
+    put(far.root / "runs" / RUN / "beat.json", b'{"time": 1}')
+    put(far.root / "runs" / RUN / "out-of-the-way.tmp", b"x").rename(far.root / "runs" / RUN / ".half.1.ab.tmp")
+    (far.home / "runs" / RUN / "ckpt" / "step-00000010" / "model.pth").unlink()
+    assert gaps(far) == ()
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def both(far, name, data):
+    """The same bytes on both sides, vouched for by a sync."""
+    put(far.root / "out" / name, data)
+    direct(far, now_utc="20260102T000000Z")
+
+
+def alive(far):
+    """A run whose supervisor is this very process."""
+    start = pathlib.Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(") ")[2].split()[19]
+    boot_id = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    handle = {"kind": "venv", "pid": os.getpid(), "start_time": start, "boot_id": boot_id, "attempt": 2}
+    put(far.root / "runs" / RUN / "handle.json", json.dumps(handle).encode())
+    direct(far, now_utc="20260102T000000Z")
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def digest_of(far, name):
+    line = next(x for x in (far.home / "SHA256SUMS").read_text().splitlines() if x.endswith(f"  {name}"))
+    return line.split()[0]
+
+
+NAN = [1.0, float("nan"), *[0.0] * 6]
+PREPARED = {
+    "weights deleted here after the sync": lambda f: (f.home / "out" / "rlhf_512.pth").unlink(),
+    "an adapter deleted here": lambda f: (f.home / "out" / "lora" / "lora_x_512.pth").unlink(),
+    "a flipped bit here": lambda f: flip(f.home / "out" / "rlhf_512.pth"),
+    "truncated here": lambda f: os.truncate(f.home / "out" / "rlhf_512.pth", 100),
+    "a link in its place here": lambda f: (
+        (f.home / "out" / "rlhf_512.pth").rename(f.home / "moved.pth"),
+        os.symlink("../moved.pth", f.home / "out" / "rlhf_512.pth"),
+    ),
+    "newer weights on the host": lambda f: put(f.root / "out" / "rlhf_512.pth", weights([9.0] * 8)),
+    "other bytes of the same length and time on the host": lambda f: (
+        flip(f.root / "out" / "lora" / "lora_x_512.pth"),
+        os.utime(f.root / "out" / "lora" / "lora_x_512.pth", (1, 1)),
+    ),
+    "a weights file that never came": lambda f: put(f.root / "out" / "new_512.pth", weights(range(8))),
+    "a run that never came": lambda f: make_run(f.root, "20260103-120000-dpo-0000", "x.pth", weights(range(3, 11))),
+    "a checkpoint newer than the one here": lambda f: put(
+        f.root / "runs" / RUN / "ckpt" / "step-00000030" / "model.pth", weights(range(8))
+    ),
+    "the newest checkpoint deleted here": lambda f: (
+        f.home / "runs" / RUN / "ckpt" / "step-00000020" / "model.pth"
+    ).unlink(),
+    "metrics that went on": lambda f: put(f.root / "runs" / RUN / "metrics.jsonl", b'{"step": 1}\n{"step": 2}\n'),
+    "a log deleted here": lambda f: (f.home / "runs" / RUN / "attempts" / "1" / "log.txt").unlink(),
+    "NaN in weights, the same on both sides": lambda f: both(f, "nan_512.pth", weights(NAN)),
+    "weights that are no weights, the same on both sides": lambda f: both(f, "no_512.pth", b"<html>404</html>" * 9),
+    "no SHA256SUMS": lambda f: (f.home / "SHA256SUMS").unlink(),
+    "a line of SHA256SUMS edited": lambda f: edit(f.home / "SHA256SUMS", digest_of(f, "out/rlhf_512.pth"), "0" * 64),
+    "manifest.json edited": lambda f: edit(f.home / "manifest.json", digest_of(f, "out/lora/lora_x_512.pth"), "0" * 64),
+    "manifest.json that is no JSON": lambda f: put(f.home / "manifest.json", b"{"),
+    "a trainer that runs": alive,
+    "weights behind a link on the host": lambda f: os.symlink("/data/big.pth", f.root / "out" / "big.pth"),
+    "the wrong root": lambda f: f.root.rename(f.root.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("gap", PREPARED)
+def test_a_prepared_gap_is_found(far, gap):
+    PREPARED[gap](far)
+    found = gaps(far)
+    assert found and all(item.why and item.repair for item in found)
+
+
+def test_the_command_lists_the_gaps_and_names_the_repair_which_repairs(far):
+    (far.home / "out" / "rlhf_512.pth").unlink()
+    told = far.launch("release-check", "gpu8", "--json")
+    assert told.returncode == Exit.REFUSED
+    report = json.loads(told.stdout)
+    assert not report["ready"] and [item["path"] for item in report["gaps"]] == ["out/rlhf_512.pth"]
+    assert "out/rlhf_512.pth: there is no copy here" in told.stderr and report["repair"] in told.stderr
+    assert far.launch("sync-out", "--host", "gpu8").returncode == 0
+    fine = far.launch("release-check", "gpu8")
+    assert fine.returncode == 0, fine.stderr
+    assert "may be released" in fine.stderr
+
+
+def priced(far, command):
+    with open(far.home / "launch.toml", "a") as file:
+        file.write(f'price_per_hour = 12.5\nrelease_command = "{command}"\n')
+
+
+def test_release_runs_the_command_only_without_gaps_and_writes_a_receipt(far):
+    priced(far, "echo given back $LAUNCH_HOST; touch released")
+    missing = far.home / "out" / "rlhf_512.pth"
+    held = missing.read_bytes()
+    missing.unlink()
+    assert far.launch("release", "gpu8").returncode == Exit.REFUSED
+    assert not (far.home / "released").exists() and not (far.home / "launch.released.jsonl").exists()
+    missing.write_bytes(held)
+    dry = far.launch("release", "gpu8", "--dry-run")
+    assert dry.returncode == 0 and "would run: echo" in dry.stderr and not (far.home / "released").exists()
+    done = far.launch("release", "gpu8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "given back gpu8" in done.stderr and (far.home / "released").exists()
+    (receipt,) = map(json.loads, (far.home / "launch.released.jsonl").read_text().splitlines())
+    assert receipt == json.loads(done.stdout)
+    hours = (datetime.now(UTC) - datetime(2026, 1, 1, 12, tzinfo=UTC)).total_seconds() / 3600
+    assert abs(receipt["hours"] - hours) < 1
+    assert receipt["spent_at_least"] == pytest.approx(receipt["hours"] * 12.5, abs=0.02)
+
+
+def test_a_failed_command_or_none_says_that_the_clock_still_runs(far):
+    without = far.launch("release", "gpu8")
+    assert without.returncode == Exit.HOST_NOT_READY and "press release" in without.stderr
+    priced(far, "exit 3")
+    failed = far.launch("release", "gpu8")
+    assert failed.returncode == Exit.HOST_NOT_READY and "the clock still runs" in failed.stderr
+    assert not (far.home / "launch.released.jsonl").exists()
+
+
+def test_an_unreachable_host_is_not_released(far):
+    priced(far, "touch released")
+    toml = far.home / "launch.toml"
+    toml.write_text(toml.read_text().replace(f":{far.sshd.port}", ":1"))
+    assert far.launch("release", "gpu8").returncode == Exit.UNREACHABLE
+    assert not (far.home / "released").exists()
+
+
+def test_what_lies_outside_the_root_is_listed_with_its_size(far):
+    put(far.root.parent / "dataset of mine" / "big.bin", bytes(3_000_000))
+    with connect(far.host, far.inventory) as transport:
+        found = dict(check(transport, far.inventory, folder=far.home, voice=Quiet()).elsewhere)
+    assert found[str(far.root.parent / "dataset of mine")] >= 3_000_000
+    assert not [path for path in found if path.startswith(str(far.root))]
+
+
+def test_refusing_is_an_error_with_every_part():
+    from launch.release import Findings, Gap
+
+    many = tuple(Gap(path=f"out/{n}", why="gone", repair="launch sync-out") for n in range(30))
+    found = Findings(host="h", root="/r", folder=pathlib.Path(), files=0, bytes=0, gaps=many, runs=(), elsewhere=())
+    with pytest.raises(LaunchError, match="30 thing") as caught:
+        found.refuse()
+    assert caught.value.code == Exit.REFUSED and "and 10 more" in caught.value.why
