@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": ("launch.cli.resume:resume", "Go on with a run from its last checkpoint."),
     "sync-out": ("launch.cli.sync:sync_out", "Bring weights and runs home, verified."),
     "sync-in": ("launch.cli.sync:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
+    "ship-image": ("launch.cli.ship:ship_image", "Bring the training image to hosts, sending only what they lack."),
 }
 """Name -> where it is, and its line in the help."""
 
