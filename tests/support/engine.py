@@ -1,4 +1,4 @@
-"""A second Docker engine on this machine, as a host's own: other images, other disk, reached through sshd's environment."""
+"""A second Docker engine on this machine, as a host's own: other images, another disk, named in sshd's environment."""
 
 import contextlib
 import io
@@ -69,7 +69,10 @@ class Engine:
         self.process.wait(30)
         for pid in (self.folder / "x" / "containerd").glob("*.pid"):  # what a killed one leaves
             with contextlib.suppress(ProcessLookupError, ValueError):
-                os.kill(int(pid.read_text()), signal.SIGTERM)
+                while True:
+                    os.kill(int(pid.read_text()), signal.SIGKILL)
+                    time.sleep(0.05)
+            pid.unlink()
         (self.folder / "pid").unlink(missing_ok=True)
 
 
