@@ -19,6 +19,8 @@ COMMANDS = {
     "sync-out": ("launch.cli.sync:sync_out", "Bring weights and runs home, verified."),
     "sync-in": ("launch.cli.sync:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
     "ship-image": ("launch.cli.ship:ship_image", "Bring the training image to hosts, sending only what they lack."),
+    "image": ("launch.cli.image:image", "Verify, list or remove training images on a host."),
+    "env": ("launch.cli.env:env", "Check, list or remove environments on a host."),
 }
 """Name -> where it is, and its line in the help."""
 
