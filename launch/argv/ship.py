@@ -10,8 +10,8 @@ LOOK = r"""
 folder=$1
 shift
 docker version --format 'engine={{.Server.Version}}' 2>/dev/null || exit 69
-ids=$(docker image ls --all --quiet --no-trunc | sort -u)
-[ -z "$ids" ] || docker image inspect --format 'layers={{json .RootFS.Layers}}' $ids
+ids=$(docker image ls --all --quiet --no-trunc) || exit 69
+[ -z "$ids" ] || docker image inspect --format 'layers={{json .RootFS.Layers}}' $(echo "$ids" | sort -u)
 for tool in zstd gzip; do if command -v "$tool" >/dev/null 2>&1; then echo "tool=$tool"; fi; done
 free() {
   place=$1

@@ -40,9 +40,8 @@ exit "$code"
 """Removes paths below the root, but none that another call is making; prints what it had to leave."""
 
 IMAGES = r"""
-ids=$(docker image ls --all --quiet --no-trunc --filter "label=$1" | sort -u)
-[ -z "$ids" ] || docker image inspect --format "$2" $ids
-exit 0
+ids=$(docker image ls --all --quiet --no-trunc --filter "label=$1") || exit 69
+[ -z "$ids" ] || docker image inspect --format "$2" $(echo "$ids" | sort -u)
 """
 
 

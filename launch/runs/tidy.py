@@ -71,7 +71,7 @@ def engine_images(site: Site) -> list[Item]:
     reference = images.reference_of(site)
     current = {reference, *(f"{images.NAME}:{flavour}" for flavour in ("cpu", "cuda"))}
     found = []
-    for line in site.transport.read(tidy.images(docker.CODE_LABEL), check=False).text.splitlines():
+    for line in site.transport.read(tidy.images(docker.CODE_LABEL)).text.splitlines():
         told = json.loads(line)
         names = tuple(told["names"] or ())
         kept = (*wanted.get(told["id"], ()), *(name for name in names if name in current))
@@ -87,7 +87,7 @@ def remove(site: Site, items: Iterable[Item]) -> list[Item]:
     if paths:
         left = site.transport.run(tidy.remove(site.root, [item.name for item in paths]), check=False).text.splitlines()
         stayed = [item for item in paths if item.name in left]
-    for item in unneeded:
+    for item in unneeded:  # no engine removes what a container, even an ended one, was made from
         if item.kind == "image" and site.transport.run(tidy.remove_image(item.name), check=False).code:
             stayed.append(item)
     return stayed
