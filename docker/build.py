@@ -34,7 +34,7 @@ import layers  # noqa: E402
 import sbom  # noqa: E402
 from engine import ROOT, CannotBuild, choose_client, inspect, run, said  # noqa: E402
 
-from minimind.durable import sha256_file, tree_hash  # noqa: E402
+from minimind.durable import publish, sha256_file, tree_hash  # noqa: E402
 
 NOT_IDENTICAL = 8
 OLDEST_DRIVER = {"13": "580.65.06", "12": "525.60.13"}
@@ -193,8 +193,22 @@ def build_image(recipe: Recipe) -> None:
             print(f"{recipe.tag} is up to date")
         else:
             load(recipe, config, {layer.diff_id: layer for layer in made.values()}, Path(folder))
+            keep(recipe.folder / "parts", config, made.get(CODE_LABEL))
             print(f"{recipe.tag} is ready: {wanted}")
     describe(recipe, config)
+
+
+def keep(parts: Path, config: bytes, code: layers.Layer | None) -> None:
+    """Leave what changes most beside the image: shipping it then need not read the rest out of the engine."""
+    parts.mkdir(exist_ok=True)
+    wanted = {f"{archive.image_id(config).removeprefix('sha256:')}.config"}
+    wanted |= {f"{diff_id.removeprefix('sha256:')}.tar" for diff_id in archive.diff_ids(config)}
+    for path in parts.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+    publish(parts / f"{archive.image_id(config).removeprefix('sha256:')}.config", config, mode=0o644)
+    if code is not None:
+        shutil.move(code.path, parts / f"{code.diff_id.removeprefix('sha256:')}.tar")
 
 
 def describe(recipe: Recipe, config: bytes) -> None:

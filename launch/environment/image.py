@@ -62,9 +62,9 @@ def inspect(transport: Transport, reference: str) -> Image | None:
 
 def shipment(site: Site, image: Image, reference: str) -> Shipment:
     """Bring an image of this machine to the host."""
-    return Shipment(
-        image=image, reference=reference, folder=f"{site.root}/images", spool=Spool(site.here.cache / "layers")
-    )
+    beside = site.here.package.parent / "build" / "image" / reference.rpartition(":")[2] / "parts"
+    spool = Spool(site.here.cache / "layers", beside)
+    return Shipment(image=image, reference=reference, folder=f"{site.root}/images", spool=spool)
 
 
 def reference_of(site: Site) -> str:

@@ -135,9 +135,10 @@ class Shipment:
         )
 
     def _send(self, transport: Transport, piece: Packed, begun: int, moved: Callable[[int], None]) -> int:
-        """Send what is left of a piece, once more from its beginning when what had come is not what it should be."""
-        if begun == piece.bytes:
-            return 0
+        """Send what is left of a piece, once more from its beginning when what had come is not what it should be.
+
+        Nothing may be left: then this gives the piece its name, which a killed shipment may have owed it.
+        """
         sent_bytes = 0
         for offset in (begun, 0):
             argv = ship.receive(self.folder, piece.name, offset=offset, length=piece.bytes, digest=piece.sha256)

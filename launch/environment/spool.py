@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +65,14 @@ class _Reader(io.RawIOBase):
 
 
 class Spool:
-    """A folder of packed layers and image configurations."""
+    """A folder of packed layers and image configurations.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    ``beside`` may have the parts of an image that was made here, ``<digest>.tar`` and ``<digest>.config``: they spare
+    reading the whole image for the sake of its smallest layer.
+    """
+
+    def __init__(self, folder: Path, beside: Path | None = None) -> None:
+        self.folder, self._beside = folder, beside
 
     def layer(self, diff_id: str, kind: str) -> Packed | None:
         """A layer packed earlier, for a host that can unpack ``kind``."""
@@ -114,7 +118,10 @@ class Spool:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._read(laptop, image_id, missing, kind)
+            self._take(image_id, missing, kind)
+            missing = {diff_id: size for diff_id, size in missing.items() if self.layer(diff_id, kind) is None}
+            if missing or self.config(image_id) is None:
+                self._read(laptop, image_id, missing, kind)
         except (OSError, tarfile.TarError) as error:
             raise LaunchError(
                 "the image could not be packed on this machine",
@@ -130,6 +137,19 @@ class Spool:
                 remedy="make the image with an engine that keeps layers as they are (overlay2), then run this again",
                 code=Exit.HOST_NOT_READY,
             )
+
+    def _take(self, image_id: str, missing: Iterable[str], kind: str) -> None:
+        """Pack what lies beside the code."""
+        if self._beside is None:
+            return
+        for diff_id in missing:
+            path = self._beside / f"{diff_id.removeprefix('sha256:')}.tar"
+            if path.is_file():
+                with open(path, "rb") as data:
+                    self._pack(data, kind, {diff_id})
+        path = self._beside / f"{image_id.removeprefix('sha256:')}.config"
+        if path.is_file():
+            publish(self._file(image_id, "config"), path.read_bytes())
 
     def _read(self, laptop: Transport, image_id: str, missing: Mapping[str, int | None], kind: str) -> None:
         least = None if None in missing.values() else sum(size or 0 for size in missing.values())
@@ -149,7 +169,7 @@ class Spool:
                 elif missing and (least is None or member.size <= 2 * least + (64 << 20)):
                     self._pack(data, kind, missing)
 
-    def _pack(self, data: IO[bytes], kind: str, wanted: Mapping[str, int | None]) -> None:
+    def _pack(self, data: IO[bytes], kind: str, wanted: Container[str]) -> None:
         """Pack one layer of the archive; it is kept when its digest is wanted, which its last byte tells."""
         sample = data.read(SAMPLE_BYTES)
         if len(zlib.compress(sample, 1)) > PAYS_BELOW * len(sample):

@@ -185,6 +185,8 @@ def test_an_engine_that_dies_while_it_loads_is_told_and_nothing_is_sent_twice(ho
     far.stop()
     far.start()
     assert far.image_id(f"{NAME}:1") is None
+    for piece in (home.root / "images").glob("*.*"):  # as if it had died just before it gave the last names
+        piece.rename(f"{piece}.part")
     again = ship(home, f"{NAME}:1")
     assert again.returncode == 0 and json.loads(again.stdout)[0]["sent_bytes"] == 0, again.stderr
     assert far.image_id(f"{NAME}:1") == images[0]
@@ -211,6 +213,26 @@ def test_another_image_at_the_end_is_reported(home, far, images, faults):
     faults.next_load(f'cat >/dev/null; "$0" tag {NAME}:1 {NAME}:2; exit 0')
     done = ship(home, f"{NAME}:2")
     assert done.returncode == 8 and images[0] in done.stderr and images[1] in done.stderr
+
+
+def test_a_host_without_zstd_is_sent_gzip(tmp_path, far, images):
+    far.empty()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in (*pathlib.Path("/bin").iterdir(), pathlib.Path(shutil.which("docker"))):
+        if "zstd" not in tool.name and not (tools / tool.name).exists():
+            (tools / tool.name).symlink_to(tool)
+    server = sshd.start(tmp_path / "server", options=f'SetEnv DOCKER_HOST={far.socket} "PATH={tools}"')
+    try:
+        home = conftest.make_ssh_home(tmp_path, server)
+        home.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+        done = ship(home, f"{NAME}:1")
+        assert done.returncode == 0, done.stderr
+        kinds = {path.suffix for path in (tmp_path / "cache" / "minimind-launch" / "layers").iterdir()}
+        assert ".gz" in kinds and ".zst" not in kinds
+        assert far.image_id(f"{NAME}:1") == images[0]
+    finally:
+        server.stop()
 
 
 def test_two_shipments_to_one_host_do_not_mix(home, images):
