@@ -164,6 +164,7 @@ def print_row(row: dict) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", default="minimind-launch:cpu", help="what is shipped")
+    parser.add_argument("--links", nargs="+", default=["plain", "100mbit"], help="`plain`, or a rate as tc spells it")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     missing = engine.MISSING or sshd.MISSING or ("" if engine_available() else "no Docker engine answers")
@@ -173,7 +174,7 @@ def main() -> int:
         return 0
     size = json.loads(docker("image", "inspect", options.image).stdout)[0]["Size"]
     print(f"{options.image}: {size / 1e6:.0f} MB; load of this machine {os.getloadavg()[0]:.1f}")
-    rows = question(options.image, [None, "100mbit"])
+    rows = question(options.image, [None if link == "plain" else link for link in options.links])
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps({"image_bytes": size, "rows": rows}, indent=2))
     share = max(row["launch"]["bytes"] / size for row in rows if row["shipment"] == "changed code")

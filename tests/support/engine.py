@@ -47,7 +47,7 @@ class Engine:
     def docker(self, *arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess:
         """Run a client against it."""
         options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL} | options
-        return subprocess.run(["docker", "-H", self.socket, *arguments], check=check, timeout=120, **options)
+        return subprocess.run(["docker", "-H", self.socket, *arguments], check=check, timeout=600, **options)
 
     def image_id(self, reference: str) -> str | None:
         """The id of an image; None when it has none of that name."""
