@@ -15,6 +15,7 @@ from_wheels() {
     --no-compile --no-index --find-links /wheels --no-deps --only-binary :all: "$@"
 }
 
+compiled=$venv/lib
 case $1 in
 dependencies)
   from_wheels --require-hashes --requirement /wheels/requirements.txt
@@ -27,9 +28,10 @@ code)
   find $venv ! -type d >/tmp/skeleton # is in the dependencies' layer
   from_wheels minimind-launch
   xargs -d '\n' rm -f </tmp/skeleton
+  compiled=$(echo $venv/lib/python3*/site-packages/minimind) # the launcher comes along, and nothing starts it here
   ;;
 esac
 
 # Bytecode that names the hash of its source instead of its time, in one process and one order: the same bytes each time.
 # A few packages carry files for other versions of Python, which do not compile and are never imported.
-python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash $venv/lib >/tmp/compiled 2>&1 || true
+python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash "$compiled" >/tmp/compiled 2>&1 || true
