@@ -3,7 +3,7 @@ FLAVOUR ?= cpu
 BASE_IMAGE ?=
 V = .venv/bin/python
 
-.PHONY: demo dev test lint image base-image bench docs lock soak clean .venv
+.PHONY: demo dev test lint image base-image image-check bench docs lock soak clean .venv
 
 demo: .venv
 	$(V) demo/run.py
@@ -25,6 +25,9 @@ lint: dev
 
 image: .venv
 	$(V) docker/build.py $(FLAVOUR) $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
+
+image-check: .venv
+	$(V) docker/build.py $(FLAVOUR) --check $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
 
 base-image: .venv
 	$(V) docker/build.py base

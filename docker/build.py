@@ -1,7 +1,11 @@
-"""Build the training image, or a local base for it: ``build.py cpu``, ``build.py cuda``, ``build.py base``.
+"""Make the training image, or a local base for it: ``build.py cpu``, ``build.py cuda``, ``build.py base``.
 
-Wheels are collected outside the build, because build containers cannot reach an index everywhere: with this Python
-where it is a 3.11 on Linux, else in a container of the base image. The build checks every hash again.
+No ``docker build``: engines of different ages control times in layers and configuration differently or not at all. A
+container of the base installs the wheels (docker/install.sh), the result is taken out and written down as layers that
+are the same bytes each time, and the engine loads them with a configuration written here. Any engine and client do.
+
+Wheels are collected outside, because containers cannot reach an index everywhere: with this Python where it is a 3.11
+on Linux, else in a container of the base image. pip checks every hash again when it installs them.
 """
 
 from __future__ import annotations
@@ -9,117 +13,34 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
-import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from minimind.durable import sha256_file, tree_hash  # noqa: E402 (a script: it finds its repository first)
+import archive  # noqa: E402 (a script: it finds its repository first)
+import bases  # noqa: E402
+import layers  # noqa: E402
+import sbom  # noqa: E402
+from engine import ROOT, CannotBuild, choose_client, inspect, run, said  # noqa: E402
 
-DEFAULT_BASE = "python:3.11-slim-bookworm"
-LOCAL_BASE = "minimind-base:bookworm"
-PULL_TIMEOUT_S = 300.0
-ENGINE_TIMEOUT_S = 20.0
+from minimind.durable import publish, sha256_file, tree_hash  # noqa: E402
 
-
-class CannotBuild(Exception):
-    """Something that this machine lacks: one paragraph, exit 5."""
-
-    def __init__(self, what: str, *, why: str, remedy: str) -> None:
-        super().__init__(f"{what}\n  why: {why}\n  remedy: {remedy}")
-
-
-def clients(environ: Mapping[str, str]) -> Iterator[str]:
-    """Every docker client on PATH, ``$DOCKER`` first."""
-    if named := environ.get("DOCKER"):
-        yield named
-    for folder in environ.get("PATH", "").split(os.pathsep):
-        if os.access(path := os.path.join(folder, "docker"), os.X_OK):
-            yield path
-
-
-def builds_with_buildkit(version: str, *, has_buildx: bool) -> bool:
-    """Whether a client of this version can: up to 22 BuildKit is built in, later it is the plugin buildx."""
-    major = version.partition(".")[0]
-    return has_buildx or (major.isdecimal() and int(major) < 23)
-
-
-def said(command: Sequence[str], *, timeout_s: float = ENGINE_TIMEOUT_S) -> str | None:
-    """What a command prints; None when it fails or does not answer."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def choose_client() -> str:
-    """A client that reaches an engine and can build with BuildKit.
-
-    Raises:
-        CannotBuild: when there is none.
-    """
-    unfit = []
-    for client in clients(os.environ):
-        version = said([client, "version", "--format", "{{.Client.Version}}"])
-        if version is None:
-            unfit.append(f"{client} reaches no engine")
-        elif builds_with_buildkit(version, has_buildx=said([client, "buildx", "version"]) is not None):
-            print(f"docker client: {client} {version}")
-            return client
-        else:
-            unfit.append(f"{client} {version} has no buildx")
-    raise CannotBuild(
-        "no docker client here can build",
-        why="; ".join(unfit) or "there is no docker on PATH",
-        remedy="install and start Docker (Debian: apt install docker.io), or name a client: DOCKER=/path/to/docker",
-    )
-
-
-def choose_base(client: str, wanted: str | None) -> str:
-    """The base to build on: what was asked for, else the default where it can be had, else one made here.
-
-    Raises:
-        CannotBuild: when none can be had.
-    """
-    for candidate in [wanted] if wanted else [DEFAULT_BASE, LOCAL_BASE]:
-        if said([client, "image", "inspect", candidate]) is not None:
-            return candidate
-    name = wanted or DEFAULT_BASE
-    print(f"pulling {name} ...", flush=True)
-    if said([client, "pull", name], timeout_s=PULL_TIMEOUT_S) is not None:
-        return name
-    if wanted is None and shutil.which("mmdebstrap"):
-        print("no registry gave it; making a base from Debian's packages", flush=True)
-        return build_base(client)
-    raise CannotBuild(
-        f"the base image {name} is not here and cannot be pulled",
-        why="no registry has it or none can be reached",
-        remedy="`make base-image` makes one from Debian's packages; then run this again without BASE_IMAGE",
-    )
-
-
-def run(command: Sequence[str], **environ: str) -> None:
-    """Run a step with its output in view.
-
-    Raises:
-        CannotBuild: when it fails.
-    """
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environ)
-    if done.returncode:
-        raise CannotBuild(
-            f"`{' '.join(command[:4])} ...` failed with exit code {done.returncode}",
-            why="its output stands above",
-            remedy="mend what it says and run the same again",
-        )
+NOT_IDENTICAL = 8
+OLDEST_DRIVER = {"13": "580.65.06", "12": "525.60.13"}
+"""Major version of CUDA -> NVIDIA's oldest Linux driver for all its minor versions (release notes of the toolkit)."""
+DEPENDENCIES_LABEL, CODE_LABEL = "org.minimind.dependencies", "org.minimind.inputs"
+INSTALLER = HERE / "install.sh"
 
 
 def collect_wheels(client: str, base: str, lock: Path, wheelhouse: Path) -> None:
@@ -134,10 +55,11 @@ def collect_wheels(client: str, base: str, lock: Path, wheelhouse: Path) -> None
 
 
 def build_wheel(dist: Path) -> Path:
-    """Our own wheel, alone in its folder."""
+    """Our own wheel, alone in its folder; the same bytes for the same files."""
     shutil.rmtree(dist, ignore_errors=True)
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
-    run([sys.executable, "-I", "-m", "pip", "wheel", *options, "--wheel-dir", str(dist), str(ROOT)])
+    command = [sys.executable, "-I", "-m", "pip", "wheel", *options, "--wheel-dir", str(dist), str(ROOT)]
+    run(command, SOURCE_DATE_EPOCH=str(layers.MTIME_S))
     return next(dist.glob("*.whl"))
 
 
@@ -148,58 +70,204 @@ def revision() -> str:
     return f"{commit}{'-dirty' if changed else ''}" if commit else "unknown"
 
 
-def labels_of(client: str, image: str) -> dict[str, str]:
-    """An image's labels; none when it is not there."""
-    return json.loads(said([client, "image", "inspect", "--format", "{{json .Config.Labels}}", image]) or "null") or {}
+def created(environ: Mapping[str, str]) -> str:
+    """SOURCE_DATE_EPOCH, else the commit's time, as an image's configuration writes it."""
+    told = environ.get("SOURCE_DATE_EPOCH") or said(["git", "-C", str(ROOT), "log", "-1", "--format=%ct"])
+    return datetime.fromtimestamp(int(told or layers.MTIME_S), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def build_image(client: str, flavour: str, wanted_base: str | None) -> None:
-    """Build ``minimind-launch:<flavour>``, unless it is there with these very inputs."""
-    tag, lock = f"minimind-launch:{flavour}", ROOT / "envs" / f"{flavour}.lock"
-    dockerfile, context = ROOT / "docker" / "Dockerfile", ROOT / "build" / "image" / flavour
-    context.mkdir(parents=True, exist_ok=True)
-    base = choose_base(client, wanted_base)
-    wheel = build_wheel(context / "dist")
-    base_id = said([client, "image", "inspect", "--format", "{{.Id}}", base]) or ""
-    inputs = "".join([base_id, *map(sha256_file, (dockerfile, lock, wheel))])
-    labels = {
-        "org.minimind.code": tree_hash(ROOT / "minimind"),
-        "org.minimind.lock": sha256_file(lock),
-        "org.minimind.inputs": hashlib.sha256(inputs.encode()).hexdigest(),
-        "org.opencontainers.image.revision": revision(),
-        "org.opencontainers.image.base.name": base,
+def versions(lock: Path) -> dict[str, str]:
+    """Labels that say which torch a lock has, and for CUDA what the host's driver must be."""
+    text = lock.read_text()
+    torch = re.search(r"^torch==(\S+)", text, re.MULTILINE)
+    runtime = re.search(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.(\d+)", text, re.MULTILINE)
+    if torch is None:
+        raise CannotBuild(f"{lock.name} names no torch", why="it is cut or edited", remedy="regenerate it: `make lock`")
+    if runtime is None:
+        return {"org.minimind.torch": f"{torch[1]}+cpu", "org.minimind.cuda": "none"}
+    return {
+        "org.minimind.torch": torch[1],
+        "org.minimind.cuda": f"{runtime[1]}.{runtime[2]}",
+        "org.minimind.driver": OLDEST_DRIVER.get(runtime[1], "unknown"),
     }
-    if labels_of(client, tag).get("org.minimind.inputs") == labels["org.minimind.inputs"]:
-        print(f"{tag} is up to date")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the image."""
+
+    client: str
+    flavour: str
+    base_name: str
+    base: archive.Base
+    lock: Path
+    wheel: Path
+    folder: Path
+
+    @classmethod
+    def of(cls, client: str, flavour: str, wanted_base: str | None) -> Recipe:
+        """Look at the tree and at the engine; makes our own wheel."""
+        folder = ROOT / "build" / "image" / flavour
+        folder.mkdir(parents=True, exist_ok=True)
+        name = bases.choose_base(client, wanted_base)
+        return cls(
+            client=client,
+            flavour=flavour,
+            base_name=name,
+            base=bases.describe_base(client, name),
+            lock=ROOT / "envs" / f"{flavour}.lock",
+            wheel=build_wheel(folder / "dist"),
+            folder=folder,
+        )
+
+    @property
+    def tag(self) -> str:
+        """The image's name."""
+        return f"minimind-launch:{self.flavour}"
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Label -> hash of what decides that layer, so that a layer made once is found again."""
+        always = [*self.base.diff_ids, sha256_file(INSTALLER), sha256_file(Path(layers.__file__))]
+        own = {DEPENDENCIES_LABEL: sha256_file(self.lock), CODE_LABEL: sha256_file(self.wheel)}
+        return {k: hashlib.sha256("\n".join([*always, v]).encode()).hexdigest() for k, v in own.items()}
+
+    def known(self) -> dict[str, str]:
+        """Label -> the layer that an image on the engine has for it."""
+        found = {}
+        for place, (label, key) in enumerate(self.keys.items(), len(self.base.diff_ids)):
+            listed = said([self.client, "image", "ls", "--quiet", "--no-trunc", "--filter", f"label={label}={key}"])
+            for reference in (listed or "").split()[:1]:
+                found[label] = (inspect(self.client, reference) or {})["RootFS"]["Layers"][place]
+        return found if DEPENDENCIES_LABEL in found else {}
+
+    def make(self, label: str, folder: Path) -> layers.Layer:
+        """Install into a container of the base and write the layer."""
+        what, wheels, paths = "code", self.wheel.parent, ["/opt/minimind"]
+        if label == DEPENDENCIES_LABEL:
+            what, wheels = "dependencies", self.folder / "wheelhouse"
+            paths += ["/etc/group", "/etc/passwd", "/home/minimind"]
+            collect_wheels(self.client, self.base_name, self.lock, wheels)
+        target = folder / f"{what}.tar"
+        try:
+            return layers.installed(
+                self.client, self.base_name, what, wheels=wheels, paths=paths, script=INSTALLER, target=target
+            )
+        except subprocess.CalledProcessError as error:
+            raise CannotBuild(
+                f"the layer of the {what} could not be made",
+                why=f"`{' '.join(map(str, error.cmd[:2]))} ...` ended with code {error.returncode}, see above",
+                remedy="mend what it says and run the same again",
+            ) from error
+
+    def config(self, diff_ids: Mapping[str, str]) -> bytes:
+        """The image's configuration, given its two layers."""
+        labels = {
+            **self.keys,
+            **versions(self.lock),
+            "org.minimind.code": tree_hash(ROOT / "minimind"),
+            "org.minimind.lock": sha256_file(self.lock),
+            "org.opencontainers.image.title": "minimind-launch",
+            "org.opencontainers.image.licenses": "Apache-2.0",
+            "org.opencontainers.image.revision": revision(),
+            "org.opencontainers.image.created": (now := created(os.environ)),
+            "org.opencontainers.image.base.name": self.base.name,
+            **({"org.opencontainers.image.base.digest": self.base.digest} if self.base.digest else {}),
+        }
+        told = {
+            DEPENDENCIES_LABEL: f"docker/install.sh dependencies # {self.lock.name}",
+            CODE_LABEL: "docker/install.sh code",
+        }
+        steps = [archive.Step(diff_id=diff_ids[label], told=told[label]) for label in self.keys]
+        return archive.configuration(self.base, steps, labels, created=now)
+
+
+def build_image(recipe: Recipe) -> None:
+    """Make ``minimind-launch:<flavour>`` of what the engine lacks."""
+    known = recipe.known()
+    with tempfile.TemporaryDirectory(dir=recipe.folder, prefix="layers-") as folder:
+        made = {label: recipe.make(label, Path(folder)) for label in recipe.keys if label not in known}
+        config = recipe.config(known | {label: layer.diff_id for label, layer in made.items()})
+        wanted = archive.image_id(config)
+        if (inspect(recipe.client, recipe.tag) or {}).get("Id") == wanted:
+            print(f"{recipe.tag} is up to date")
+        else:
+            load(recipe, config, {layer.diff_id: layer for layer in made.values()}, Path(folder))
+            keep(recipe.folder / "parts", config, made.get(CODE_LABEL))
+            print(f"{recipe.tag} is ready: {wanted}")
+    describe(recipe, config)
+
+
+def keep(parts: Path, config: bytes, code: layers.Layer | None) -> None:
+    """Leave what changes most beside the image: shipping it then need not read the rest out of the engine."""
+    parts.mkdir(exist_ok=True)
+    wanted = {f"{archive.image_id(config).removeprefix('sha256:')}.config"}
+    wanted |= {f"{diff_id.removeprefix('sha256:')}.tar" for diff_id in archive.diff_ids(config)}
+    for path in parts.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+    publish(parts / f"{archive.image_id(config).removeprefix('sha256:')}.config", config, mode=0o644)
+    if code is not None:
+        shutil.move(code.path, parts / f"{code.diff_id.removeprefix('sha256:')}.tar")
+
+
+def describe(recipe: Recipe, config: bytes) -> None:
+    """Write what is in the image beside it, unless that is there."""
+    written = recipe.folder / sbom.FILE
+    if written.exists() and archive.image_id(config) in written.read_text():
         return
-    collect_wheels(client, base, lock, context / "wheelhouse")
-    told = [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
-    named = ["--build-arg", f"BASE_IMAGE={base}", "--file", str(dockerfile), "--tag", tag]
-    run([client, "build", "--progress", "plain", *told, *named, str(context)], DOCKER_BUILDKIT="1")
-    print(f"{tag} is ready")
+    collect_wheels(recipe.client, recipe.base_name, recipe.lock, recipe.folder / "wheelhouse")
+    wheels = [*sorted((recipe.folder / "wheelhouse").glob("*.whl")), recipe.wheel]
+    packages = said([recipe.client, "run", "--rm", "--network", "none", recipe.base_name, *sbom.LIST_PACKAGES])
+    sbom.write(written, tag=recipe.tag, config=config, wheels=wheels, packages=packages or "")
+    print(f"what is in it: {written.relative_to(ROOT)}")
 
 
-def build_base(client: str) -> str:
-    """Make a base from Debian's packages, for machines that reach those but no registry."""
-    if said([client, "image", "inspect", LOCAL_BASE]) is not None:
-        print(f"{LOCAL_BASE} is there (to make it anew: {client} rmi {LOCAL_BASE})")
-        return LOCAL_BASE
-    if shutil.which("mmdebstrap") is None:
-        raise CannotBuild("there is no mmdebstrap here", why="it makes the base", remedy="apt install mmdebstrap")
-    with tempfile.TemporaryDirectory() as folder:
-        archive = str(Path(folder) / "base.tar")
-        packages = "--include=python3,python3-venv,ca-certificates"
-        run(["mmdebstrap", "--quiet", "--variant=minbase", packages, "bookworm", archive], SOURCE_DATE_EPOCH="0")
-        path = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        run([client, "import", "--change", path, archive, LOCAL_BASE])
-    return LOCAL_BASE
+def load(recipe: Recipe, config: bytes, made: Mapping[str, layers.Layer], folder: Path) -> None:
+    """Load the image, with what the engine has already only where it insists.
+
+    Raises:
+        CannotBuild: when it does not take even a whole archive.
+    """
+    if archive.load(recipe.client, config, recipe.tag, made):
+        return
+    print("the engine wants every layer", flush=True)
+    whole = archive.saved_layers(recipe.client, recipe.base_name, folder)
+    if not archive.load(recipe.client, config, recipe.tag, {**whole, **made}):
+        raise CannotBuild(
+            "the engine did not load the image",
+            why="what it says stands above",
+            remedy="mend that (a full disk?) and run the same again",
+        )
+
+
+def check(recipe: Recipe) -> int:
+    """Make both layers twice from nothing and compare them file by file; returns the exit code."""
+    with tempfile.TemporaryDirectory(dir=recipe.folder, prefix="check-") as name:
+        folders = [Path(name, number) for number in ("1", "2")]
+        rounds = []
+        for folder in folders:
+            folder.mkdir()
+            rounds.append({label: recipe.make(label, folder) for label in recipe.keys})
+            ids = {label: layer.diff_id for label, layer in rounds[-1].items()}
+            print(f"build {folder.name}: {archive.image_id(recipe.config(ids))}", *ids.values(), sep="\n  ", flush=True)
+        unlike = [label for label in recipe.keys if rounds[0][label].diff_id != rounds[1][label].diff_id]
+        for label in unlike:
+            one, two = (made[label].path for made in rounds)
+            with open(one, "rb") as first, open(two, "rb") as second:
+                print(*layers.differences(layers.contents(first), layers.contents(second)), sep="\n")
+    print("NOT identical: the files that differ are listed above" if unlike else "identical, bit for bit")
+    return NOT_IDENTICAL if unlike else 0
 
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Build the training image or a local base for it.")
+    parser = argparse.ArgumentParser(description="Make the training image or a local base for it.")
     parser.add_argument("what", choices=["cpu", "cuda", "base"])
-    parser.add_argument("--base", help=f"the image to build on (default: {DEFAULT_BASE}, else {LOCAL_BASE})")
+    parser.add_argument(
+        "--base", help=f"the image to build on (default: {bases.DEFAULT_BASE}, else {bases.LOCAL_BASE})"
+    )
+    parser.add_argument("--check", action="store_true", help="make it twice from nothing and compare, file by file")
     options = parser.parse_args()
     (ROOT / "build").mkdir(exist_ok=True)
     try:
@@ -207,9 +275,11 @@ def main() -> int:
         with (ROOT / "build" / "image.lock").open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             if options.what == "base":
-                build_base(client)
+                bases.build_base(client)
+            elif options.check:
+                return check(Recipe.of(client, options.what, options.base))
             else:
-                build_image(client, options.what, options.base)
+                build_image(Recipe.of(client, options.what, options.base))
     except CannotBuild as error:
         sys.stderr.write(f"{error}\n")
         return 5

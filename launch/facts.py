@@ -167,7 +167,7 @@ def parse(text: str) -> HostFacts:
         python=python,
         python_version=version,
         rsync=one("rsync") == "1",
-        free_bytes=_free_bytes(one("df")),
+        free_bytes=parse_free_bytes(one("df")),
         boot_id=one("boot_id") or None,
         memory_dir=one("memory") or None,
     )
@@ -190,7 +190,8 @@ def _best_python(lines: Iterable[str]) -> tuple[str | None, tuple[int, int, int]
     return max(found, key=lambda item: item[1], default=(None, None))
 
 
-def _free_bytes(df_line: str) -> int | None:
+def parse_free_bytes(df_line: str) -> int | None:
+    """The free bytes that a line of ``df -Pk`` tells."""
     # "filesystem blocks used available capacity% mount": both names may hold spaces
     match = re.search(r"\s\d+\s+\d+\s+(-?\d+)\s+\S+%\s+/", df_line)
     return max(0, int(match[1])) * 1024 if match else None

@@ -10,8 +10,7 @@ CODE_LABEL = "org.minimind.code"
 LOCK_LABEL = "org.minimind.lock"
 STOP_TIMEOUT_S = 330
 """Above the supervisor's own grace period for a last save."""
-SHIP = 'image=$1; shift; docker save "$image" | "$@" docker load --quiet'
-SAME = '[ "$(docker image inspect --format "{{.Id}}" "$1")" = "$2" ]'
+IMAGE = "{{json .Id}}\n{{.Size}}\n{{json .Config.Labels}}\n{{json .RootFS.Layers}}"
 SHM_BYTES_PER_RANK = 1 << 30
 
 
@@ -108,15 +107,10 @@ def logs(name: str, *, lines: int) -> list[str]:
 
 
 def image(reference: str) -> list[str]:
-    """An image's id, size in bytes and labels, on three lines; fails when there is none."""
-    return ["docker", "image", "inspect", "--format", "{{json .Id}}\n{{.Size}}\n{{json .Config.Labels}}", reference]
+    """An image's id, size in bytes, labels and layers, on four lines; fails when there is none."""
+    return ["docker", "image", "inspect", "--format", IMAGE, reference]
 
 
-def ship(reference: str, *, ssh: Sequence[str]) -> list[str]:
-    """Save an image here and load it behind ``ssh``, as one pipe."""
-    return ["sh", "-c", SHIP, "sh", reference, *ssh]
-
-
-def same_image(reference: str, image_id: str) -> list[str]:
-    """Fails unless the reference names this image."""
-    return ["sh", "-c", SAME, "sh", reference, image_id]
+def history(image_id: str) -> list[str]:
+    """The bytes that each step of an image added, newest first."""
+    return ["docker", "history", "--human=false", "--format", "{{.Size}}", image_id]

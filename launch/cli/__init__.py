@@ -24,6 +24,9 @@ COMMANDS = {
     "release-check": ("launch.cli.release:release_check", "Tell what would be lost with a host."),
     "release": ("launch.cli.release:release", "Give a host back, if nothing would be lost."),
     "sync-in": ("launch.cli.sync_in:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
+    "ship-image": ("launch.cli.ship:ship_image", "Bring the training image to hosts, sending only what they lack."),
+    "image": ("launch.cli.image:image", "Verify, list or remove training images on a host."),
+    "env": ("launch.cli.env:env", "Check, list or remove environments on a host."),
 }
 """Name -> where it is, and its line in the help."""
 

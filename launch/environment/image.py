@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-
 from launch.argv import docker
+from launch.environment.engine import Image, parse_image
+from launch.environment.shipping import Shipment
+from launch.environment.spool import Spool
 from launch.environment.task import Site, Task
 from launch.errors import Exit, LaunchError
 from launch.executors import Environment
-from launch.transport import Transport, ssh_command, ssh_destination
-from launch.voice import Voice
+from launch.transport import Transport
 from minimind.durable import tree_hash
 
 NAME = "minimind-launch"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Image:
-    """An image as its engine describes it."""
-
-    id: str
-    bytes: int
-    code_hash: str | None
-    lock_hash: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShipImage:
-    """Bring a whole image to the host over ssh."""
-
-    image: Image
-    reference: str
-    ssh: tuple[str, ...]
-
-    def do(self, transport: Transport, laptop: Transport, voice: Voice) -> None:
-        """See :class:`launch.environment.task.Task`."""
-        voice.say(f"shipping the image {self.reference} to {transport.host.name} ({self.image.bytes / 1e9:.2f} GB)")
-        laptop.run(docker.ship(self.reference, ssh=self.ssh))
-        result = transport.run(docker.same_image(self.reference, self.image.id), check=False)
-        if result.code:
-            raise LaunchError(
-                f"the image that arrived on {transport.host.name} is not the one that was sent",
-                why=f"its engine does not know {self.image.id} as {self.reference}",
-                remedy="run the same command again; an engine with another image store may need `make image` there",
-                code=Exit.NOT_VERIFIED,
-            )
 
 
 def find(site: Site) -> tuple[Image, tuple[Task, ...]]:
@@ -54,21 +21,19 @@ def find(site: Site) -> tuple[Image, tuple[Task, ...]]:
     Raises:
         LaunchError: HOST_NOT_READY when neither side has an image of the code that lies here.
     """
-    flavour = "cuda" if site.facts.gpus and site.facts.docker_has_nvidia else "cpu"
-    reference = site.host.image or f"{NAME}:{flavour}"
+    reference = reference_of(site)
     code_hash = tree_hash(site.here.package)
     there = inspect(site.transport, reference)
     if there and there.code_hash == code_hash:
         return there, ()
     here = inspect(site.laptop, reference) if site.host.ssh else there
     if here and here.code_hash == code_hash:
-        ssh = (*ssh_command(site.host, site.inventory), ssh_destination(site.host))
-        return here, (ShipImage(image=here, reference=reference, ssh=ssh),)
+        return here, (shipment(site, here, reference),)
     places = f"{site.host.name} and this machine" if site.host.ssh else "this machine"
     raise LaunchError(
         f"there is no image {reference} of the trainers' code as it lies here",
         why=f"{places} have one of other code" if there or here else f"{places} have none of that name",
-        remedy=f"make image FLAVOUR={flavour}",
+        remedy=f"make image FLAVOUR={'cuda' if reference.endswith(':cuda') else 'cpu'}",
         code=Exit.HOST_NOT_READY,
     )
 
@@ -92,13 +57,17 @@ def recall(site: Site, wanted: Environment) -> Environment:
 def inspect(transport: Transport, reference: str) -> Image | None:
     """What an engine knows of an image; None when it has none of that name, or does not answer."""
     result = transport.read(docker.image(reference), check=False)
-    if result.code:
-        return None
-    image_id, length_bytes, labels = result.text.splitlines()[:3]
-    told = json.loads(labels) or {}
-    return Image(
-        id=json.loads(image_id),
-        bytes=int(length_bytes),
-        code_hash=told.get(docker.CODE_LABEL),
-        lock_hash=told.get(docker.LOCK_LABEL),
-    )
+    return parse_image(result.text) if result.code == 0 else None
+
+
+def shipment(site: Site, image: Image, reference: str) -> Shipment:
+    """Bring an image of this machine to the host."""
+    beside = site.here.package.parent / "build" / "image" / reference.rpartition(":")[2] / "parts"
+    spool = Spool(site.here.cache / "layers", beside)
+    return Shipment(image=image, reference=reference, folder=f"{site.root}/images", spool=spool)
+
+
+def reference_of(site: Site) -> str:
+    """The name of the image for a host: the inventory's, else ours in the flavour that fits its GPUs."""
+    flavour = "cuda" if site.facts.gpus and site.facts.docker_has_nvidia else "cpu"
+    return site.host.image or f"{NAME}:{flavour}"

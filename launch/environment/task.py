@@ -43,5 +43,5 @@ class Site:
 class Task(Protocol):
     """One thing that the host lacks."""
 
-    def do(self, transport: Transport, laptop: Transport, voice: Voice) -> None:
+    def do(self, transport: Transport, laptop: Transport, voice: Voice) -> object:
         """Bring it; on paper when the transports are dry."""

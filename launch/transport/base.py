@@ -47,6 +47,11 @@ class Transport(Protocol):
     ) -> Result:
         """Run a command that changes something."""
 
+    def feed(
+        self, argv: Sequence[str], local: Path, *, offset: int = 0, on_bytes: Callable[[int], None] = ignore
+    ) -> Result:
+        """Run a command that changes something, with a local file from ``offset`` on as its stdin; no code raises."""
+
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Generator[bytes, None, None]:
         """Stdout of a reading command, chunk by chunk as it comes; LaunchError when it ends non-zero."""
 

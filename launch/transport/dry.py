@@ -56,6 +56,13 @@ class DryTransport:
         self._step("run", argv=tuple(argv), data=stdin, length_bytes=len(stdin))
         return Result(0, b"", b"")
 
+    def feed(
+        self, argv: Sequence[str], local: Path, *, offset: int = 0, on_bytes: Callable[[int], None] = ignore
+    ) -> Result:
+        """Write it down."""
+        self._step("run", argv=tuple(argv), source=str(local), length_bytes=local.stat().st_size - offset)
+        return Result(0, b"", b"")
+
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Generator[bytes, None, None]:
         """Really run it: it changes nothing."""
         return self._inner.stream(argv, stdin=stdin)

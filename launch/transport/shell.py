@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import hashlib
+import io
 import os
 import secrets
 import time
@@ -62,6 +63,14 @@ class ShellTransport(abc.ABC):
         """Run a command that changes something."""
         return self._run(argv, [stdin] if stdin else [], timeout_s=timeout_s, check=check)
 
+    def feed(
+        self, argv: Sequence[str], local: Path, *, offset: int = 0, on_bytes: Callable[[int], None] = ignore
+    ) -> Result:
+        """Run a command that changes something, with a local file from ``offset`` on as its stdin."""
+        with _readable(local) as file:
+            file.seek(offset)
+            return self._run(argv, _watched(file, on_bytes), timeout_s=None, check=False)
+
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Generator[bytes, None, None]:
         """Stdout chunk by chunk."""
         with contextlib.closing(self.start(argv, [stdin] if stdin else [])) as running:
@@ -103,18 +112,10 @@ class ShellTransport(abc.ABC):
 
     def send(self, local: Path, remote: str, *, on_bytes: Callable[[int], None] = ignore) -> None:
         """Copy a local file, verified, atomically."""
-        try:
-            with open(local, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                file.seek(0)
-                self._store(_watched(file, on_bytes), remote, digest=digest, mode=0o600)
-        except OSError as error:
-            raise LaunchError(
-                f"{local} cannot be read",
-                why=error.strerror or str(error),
-                remedy="name a file that this user can read",
-                code=Exit.INVALID,
-            ) from error
+        with _readable(local) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            self._store(_watched(file, on_bytes), remote, digest=digest, mode=0o600)
 
     def publish(self, remote: str, data: bytes, *, mode: int = 0o600) -> None:
         """Give a remote path these bytes, all at once."""
@@ -182,6 +183,20 @@ mv -f -- "$t" "$p" || exit 74
 sync "$d" 2>/dev/null || :
 """
 )
+
+
+@contextlib.contextmanager
+def _readable(local: Path) -> Iterator[io.BufferedReader]:
+    try:
+        with open(local, "rb") as file:
+            yield file
+    except OSError as error:
+        raise LaunchError(
+            f"{local} cannot be read",
+            why=error.strerror or str(error),
+            remedy="name a file that this user can read",
+            code=Exit.INVALID,
+        ) from error
 
 
 def _watched(file: BinaryIO, on_bytes: Callable[[int], None]) -> Iterator[bytes]:

@@ -243,6 +243,15 @@ def test_a_file_that_is_missing_or_short_cannot_be_fetched(transport, far, tmp_p
     assert caught.value.code == Exit.NOT_VERIFIED
 
 
+def test_a_file_is_fed_from_an_offset_and_the_code_is_the_callers_to_judge(transport, far, tmp_path):
+    source, seen = tmp_path / "source", []
+    source.write_bytes(data := os.urandom(1_000_000))
+    argv = ["sh", "-c", 'cat >"$1"; exit 7', "sh", f"{far}/x"]
+    result = transport.feed(argv, source, offset=400_000, on_bytes=seen.append)
+    assert result.code == 7 and (far / "x").read_bytes() == data[400_000:]
+    assert sum(seen) == 600_000
+
+
 def test_a_leading_tilde_means_the_home_folder_on_the_host(transport):
     home = transport.read(["sh", "-c", 'printf %s "$HOME"']).text
     assert host_path(transport, "~/minimind/x") == f"{home}/minimind/x"
@@ -260,6 +269,7 @@ def test_the_dry_wrapper_reads_and_changes_nothing(transport, far, tmp_path):
     assert dry.run(["rm", "-r", str(far)]) == Result(0, b"", b"")
     dry.send(tmp_path / "source", f"{far}/a")
     dry.publish(f"{far}/b", b"123")
+    assert dry.feed(["sh", "-c", f"cat >{far}/c"], tmp_path / "source", offset=1) == Result(0, b"", b"")
     dry.fetch(f"{far}/there", tmp_path / "part", offset=1, length=4)
     assert listing(far) == before
     assert not (tmp_path / "part").exists()
@@ -267,6 +277,7 @@ def test_the_dry_wrapper_reads_and_changes_nothing(transport, far, tmp_path):
         ("run", 0),
         ("send", 5),
         ("publish", 3),
+        ("run", 4),
         ("fetch", 3),
     ]
     assert record[0].describe() == f"{transport.host.name}: run rm -r {far}"

@@ -7,10 +7,10 @@ import threading
 
 
 class Wire:
-    """Relays 127.0.0.1:``port`` to ``target_port``. ``stop_after_bytes`` counts what the server sent."""
+    """Relays 127.0.0.1:``port`` to ``target_port``. ``stop_after_bytes`` counts what the server sent, or the client."""
 
-    def __init__(self, target_port: int, *, stop_after_bytes: int | None = None) -> None:
-        self._target_port, self._stop_after_bytes = target_port, stop_after_bytes
+    def __init__(self, target_port: int, *, stop_after_bytes: int | None = None, count_client: bool = False) -> None:
+        self._target_port, self._stop_after_bytes, self._count_client = target_port, stop_after_bytes, count_client
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.relayed_bytes = 0
@@ -39,7 +39,7 @@ class Wire:
                     if not data:
                         return
                     (server if source is client else client).sendall(data)
-                    if source is server:
+                    if (source is client) is self._count_client:
                         self._count(len(data))
 
     def _count(self, sent_bytes: int) -> None:

@@ -1,13 +1,15 @@
 """The training image as a host gets it: small at the end, nobody's root, and nothing in it but the runtime."""
 
-import importlib.util
 import json
 import pathlib
 import re
+import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
 from minimind.durable import sha256_file, tree_hash
+from tests.support import image_build as parts
 from tests.support.docker import docker
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -69,17 +71,56 @@ def test_the_labels_agree_with_the_tree(training_image):
 
 def test_changed_code_costs_less_than_two_megabytes(training_image):
     history = docker("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", training_image)
-    layers = [line.split(" ", 1) for line in history.stdout.splitlines()]
-    code = next(index for index, (_, command) in enumerate(layers) if "/dist" in command)
-    torch = next(index for index, (_, command) in enumerate(layers) if "/wheelhouse" in command)
-    assert code < torch, "the newest layer comes first: our code lies above torch"
-    assert sum(int(size) for size, _ in layers[: code + 1]) < 2_000_000
+    (size, code), (_, dependencies), *_ = (line.split(" ", 1) for line in history.stdout.splitlines())
+    assert code.endswith("install.sh code") and "dependencies" in dependencies
+    assert int(size) < 2_000_000
 
 
-def test_a_client_without_buildkit_is_not_chosen():
-    spec = importlib.util.spec_from_file_location("image_build", ROOT / "docker" / "build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    assert build.builds_with_buildkit("20.10.24+dfsg1", has_buildx=False)
-    assert build.builds_with_buildkit("28.2.2", has_buildx=True)
-    assert not build.builds_with_buildkit("28.2.2", has_buildx=False)
+def test_the_code_layer_is_the_same_bytes_twice_and_those_of_the_image(training_image, tmp_path):
+    made = [parts.make_code_layer(tmp_path / name) for name in ("one", "two")]
+    told = json.loads(docker("image", "inspect", training_image).stdout)[0]
+    assert made[0].diff_id == made[1].diff_id == told["RootFS"]["Layers"][-1]
+
+
+def test_bytecode_is_used_without_asking_for_the_time_of_its_source(training_image):
+    flags = "import struct, torch; print(struct.unpack('<I', open(torch.__cached__, 'rb').read()[4:8])[0])"
+    assert inside(training_image, "python", "-c", flags).strip() == "1"
+
+
+def test_the_engine_sees_a_container_without_a_run_as_healthy(training_image):
+    told = json.loads(docker("image", "inspect", training_image).stdout)[0]["Config"]
+    assert inside(training_image, *told["Healthcheck"]["Test"][1:]).strip() == "no supervisor"
+
+
+def test_the_bill_of_materials_names_every_wheel_and_package_that_is_in_the_image(training_image):
+    bill = json.loads((ROOT / "build" / "image" / "cpu" / "sbom.cdx.json").read_text())
+    told = json.loads(docker("image", "inspect", training_image).stdout)[0]
+    assert bill["metadata"]["component"]["version"] == told["Id"]
+    wheels = {c["name"]: c for c in bill["components"] if c["purl"].startswith("pkg:pypi/")}
+    lines = inside(training_image, "python", "-c", INSTALLED).splitlines()
+    installed = {re.sub(r"[-_.]+", "-", name).lower(): v for name, v in (line.split("==") for line in lines)}
+    assert {name: wheel["version"] for name, wheel in wheels.items()} == installed
+    lock = (ROOT / "envs" / "cpu.lock").read_text()
+    assert not [
+        name for name, w in wheels.items() if name != "minimind-launch" and w["hashes"][0]["content"] not in lock
+    ]
+    packages = inside(training_image, "dpkg-query", "-f", "${Package} ${Version}\n", "-W").split("\n")
+    debian = {f"{c['name']} {c['version']}" for c in bill["components"] if c["purl"].startswith("pkg:deb/")}
+    assert debian == set(filter(None, packages))
+
+
+def test_lock_ranges_and_image_agree(training_image):
+    """What pyproject.toml allows, the lock pins; what the lock pins, the image has and says on its labels."""
+    labels = json.loads(docker("image", "inspect", training_image).stdout)[0]["Config"]["Labels"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = [
+        *project["dependencies"],
+        *(r for extra in ("train", "track", "serve") for r in project["optional-dependencies"][extra]),
+    ]
+    lines = inside(training_image, "python", "-c", INSTALLED).splitlines()
+    installed = {re.sub(r"[-_.]+", "-", name).lower(): v for name, v in (line.split("==") for line in lines)}
+    for requirement in map(Requirement, ranges):
+        version = installed[requirement.name]
+        assert requirement.specifier.contains(version), requirement
+        assert version.partition("+")[0] in names("cpu.lock")[requirement.name]
+    assert labels["org.minimind.torch"] == installed["torch"] and labels["org.minimind.cuda"] == "none"

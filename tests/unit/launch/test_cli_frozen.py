@@ -44,6 +44,13 @@ FROZEN = {
     "restore": {"VERSION": None, "PATHS": None, "--folder": None, "--to": None, "--json": False},
     "release-check": {"HOST": None, "--to": None, "--json": False},
     "release": {"HOST": None, "--to": None, "--dry-run": False, "--json": False},
+    "ship-image": {"HOSTS": None, "--all": False, "--image": None, "--dry-run": False, "--json": False},
+    "image verify": {"HOST": None, "--sbom": None, "--json": False},
+    "image list": {"HOST": None, "--json": False},
+    "image prune": {"HOST": None, "--yes": False, "--json": False},
+    "env check": {"HOST": None, "--json": False},
+    "env list": {"HOST": None, "--json": False},
+    "env prune": {"HOST": None, "--yes": False, "--json": False},
 }
 STAGES = ["tokenizer", "pretrain", "full_sft", "dpo", "lora"]
 ROOT = pathlib.Path(__file__).parents[3]
@@ -88,7 +95,7 @@ def test_a_command_keeps_its_options_and_defaults(name):
 
 
 def test_no_command_is_lost():
-    assert FROZEN.keys() <= COMMANDS.keys()
+    assert {name.split()[0] for name in FROZEN} <= COMMANDS.keys()
 
 
 def test_the_stages_of_run_are_those_of_the_catalog_in_their_order():

@@ -1,0 +1,109 @@
+"""What a Docker engine has: an image as it describes it, the layers of all its images, what has come of a shipment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from launch.argv import docker, ship
+from launch.errors import Exit, LaunchError
+from launch.facts import parse_free_bytes
+from launch.transport import Transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image as its engine describes it; ``layers`` are diff ids, lowest first."""
+
+    id: str
+    bytes: int
+    layers: tuple[str, ...]
+    labels: Mapping[str, str]
+
+    @property
+    def code_hash(self) -> str | None:
+        """Of the trainers' code in it."""
+        return self.labels.get(docker.CODE_LABEL)
+
+    @property
+    def lock_hash(self) -> str | None:
+        """Of the lock that it was made from."""
+        return self.labels.get(docker.LOCK_LABEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FarSide:
+    """What a host's engine has: chains of layers, tools, free space where that is known, pieces (bytes, sha256)."""
+
+    chains: tuple[tuple[str, ...], ...]
+    tools: frozenset[str]
+    engine_free_bytes: int | None
+    folder_free_bytes: int | None
+    pieces: dict[str, tuple[int, str]]
+
+    def has(self, layers: Sequence[str]) -> int:
+        """How many of these layers, from the lowest on, one of its images has."""
+        return max((_shared(chain, layers) for chain in self.chains), default=0)
+
+
+def look(transport: Transport, folder: str, names: Iterable[str]) -> FarSide:
+    """Ask a host's engine what it has.
+
+    Raises:
+        LaunchError: HOST_NOT_READY when it does not answer.
+    """
+    result = transport.read(ship.look(folder, names), check=False)
+    if result.code:
+        raise LaunchError(
+            f"the Docker engine of {transport.host.name} does not answer",
+            why=result.stderr.decode(errors="replace").strip()[-400:] or "`docker version` failed there",
+            remedy=f"start it on {transport.host.name}, then run this again; what has arrived is not sent twice",
+            code=Exit.HOST_NOT_READY,
+        )
+    return parse_far(result.text)
+
+
+def parse_far(text: str) -> FarSide:
+    """Read what :func:`launch.argv.ship.look` prints."""
+    told: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition("=")
+        told.setdefault(key, []).append(value)
+    pieces = {}
+    for line in told.get("piece", []):
+        if match := re.fullmatch(r"(\S+) (\d+) ([0-9a-f]{64})", line):
+            pieces[match[1]] = (int(match[2]), match[3])
+    return FarSide(
+        chains=tuple(tuple(json.loads(line) or ()) for line in told.get("layers", [])),
+        tools=frozenset(told.get("tool", [])),
+        engine_free_bytes=parse_free_bytes(told.get("engine_free", [""])[0]),
+        folder_free_bytes=parse_free_bytes(told.get("folder_free", [""])[0]),
+        pieces=pieces,
+    )
+
+
+def parse_image(text: str) -> Image:
+    """Read what :func:`launch.argv.docker.image` prints."""
+    image_id, length_bytes, labels, layers = text.splitlines()[:4]
+    told = json.loads(labels) or {}
+    return Image(
+        id=json.loads(image_id),
+        bytes=int(length_bytes),
+        layers=tuple(json.loads(layers) or ()),
+        labels=told,
+    )
+
+
+def layer_sizes(laptop: Transport, image: Image) -> list[int | None]:
+    """Bytes of the files of each layer, as far as the image's history tells."""
+    result = laptop.read(docker.history(image.id), check=False)
+    sizes = [int(size) for size in reversed(result.text.split()) if size.isdecimal()]
+    if len(sizes) != len(image.layers):  # steps without a layer: their sizes are 0, and so may be a layer's
+        sizes = [size for size in sizes if size]
+    return list(sizes) if len(sizes) == len(image.layers) else [None] * len(image.layers)
+
+
+def _shared(one: Sequence[str], two: Sequence[str]) -> int:
+    return next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))

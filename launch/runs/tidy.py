@@ -1,0 +1,93 @@
+"""What can be made again and takes space on a host, who still needs it, and getting rid of the rest."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from launch.argv import docker, tidy
+from launch.environment import image as images
+from launch.environment import virtual
+from launch.environment.task import Site
+from launch.runs.observe import Run, observe
+from minimind.durable import sha256_file, tree_hash
+from minimind.rundir import State
+
+KINDS = {"env": "environment", "code": "code", "images": "piece of an image"}
+HASH_CHARACTERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing. ``kept_for`` says who needs it; empty when nobody does."""
+
+    kind: str
+    name: str
+    bytes: int
+    whole: bool
+    kept_for: tuple[str, ...]
+
+
+def needs(runs: Iterable[Run], key: str) -> dict[str, list[str]]:
+    """Values of a key of the spec -> the runs that are not done: they live, or can be resumed."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if run.state.state is not State.SUCCEEDED and (value := run.spec.get(key)):
+            found.setdefault(str(value), []).append(run.run_id)
+    return found
+
+
+def folders(site: Site) -> list[Item]:
+    """Environments, code and pieces of images below the root."""
+    runs = observe(site.transport)
+    current = {"env": map(sha256_file, virtual.locks(site.here.envs)), "code": [tree_hash(site.here.package)]}
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for place, key in (("env", "lock_hash"), ("code", "code_hash")):
+        for value, names in needs(runs, key).items():
+            wanted.setdefault((place, value[:HASH_CHARACTERS]), []).extend(names)
+        for value in current[place]:
+            wanted.setdefault((place, value[:HASH_CHARACTERS]), []).append("this version")
+    found = []
+    for line in site.transport.read(tidy.listing(site.root)).text.splitlines():
+        if match := re.fullmatch(r"(\d+) ([01]) ((env|code|images)/([0-9a-f]{16}|\.tmp-)[\w.-]*)", line):
+            kept = tuple(wanted.get((match[4], match[5]), ()))
+            found.append(
+                Item(
+                    kind=KINDS[match[4]],
+                    name=match[3],
+                    bytes=int(match[1]) * 1024,
+                    whole=match[2] == "1",
+                    kept_for=kept,
+                )
+            )
+    return found
+
+
+def engine_images(site: Site) -> list[Item]:
+    """Our images on the host's engine."""
+    wanted = needs(observe(site.transport), "image_digest")
+    reference = images.reference_of(site)
+    current = {reference, *(f"{images.NAME}:{flavour}" for flavour in ("cpu", "cuda"))}
+    found = []
+    for line in site.transport.read(tidy.images(docker.CODE_LABEL)).text.splitlines():
+        told = json.loads(line)
+        names = tuple(told["names"] or ())
+        kept = (*wanted.get(told["id"], ()), *(name for name in names if name in current))
+        found.append(Item(kind="image", name=told["id"], bytes=told["bytes"], whole=True, kept_for=kept))
+    return found
+
+
+def remove(site: Site, items: Iterable[Item]) -> list[Item]:
+    """Remove things that nobody needs; gives those that had to stay: in use after all, or being made."""
+    unneeded = [item for item in items if not item.kept_for]
+    paths = [item for item in unneeded if item.kind != "image"]
+    stayed = []
+    if paths:
+        left = site.transport.run(tidy.remove(site.root, [item.name for item in paths]), check=False).text.splitlines()
+        stayed = [item for item in paths if item.name in left]
+    for item in unneeded:  # no engine removes what a container, even an ended one, was made from
+        if item.kind == "image" and site.transport.run(tidy.remove_image(item.name), check=False).code:
+            stayed.append(item)
+    return stayed

@@ -1,0 +1,258 @@
+"""`launch ship-image` to a second real engine: only what it lacks travels, cut shipments go on, lies are told apart."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from tests import conftest
+from tests.support import engine as engines
+from tests.support import launching, sshd
+from tests.support.docker import docker, engine_available
+from tests.support.wire import Wire
+
+pytestmark = [pytest.mark.docker, pytest.mark.sshd]
+NAME = "minimind-test-ship"
+NOISE = random.Random(5)
+BASE = {"etc/base": NOISE.randbytes(6 << 20), "etc/text": b"the same words again and again\n" * 100_000}
+PROTOCOL_BYTES = 256 << 10
+"""At most what passes the wire before the first piece, and what is still on its way into a file."""
+BASE_BYTES = sum(map(len, BASE.values()))
+
+
+@pytest.fixture(scope="module")
+def far():
+    if engines.MISSING or sshd.MISSING:
+        pytest.skip(engines.MISSING or sshd.MISSING)
+    if not engine_available():
+        pytest.skip("no Docker engine answers")
+    with engines.engine() as started:
+        yield started
+
+
+WRAPPER = """#!/bin/sh
+# the host's docker: does as it is told by the file `fault`, once
+if [ "$1" = load ] && [ -e "$0.fault" ]; then . "$0.fault"; fi
+exec {docker} "$@"
+"""
+
+
+@dataclasses.dataclass
+class Faults:
+    """Makes the next `docker load` on the host go wrong."""
+
+    script: pathlib.Path
+
+    def next_load(self, shell: str) -> None:
+        self.script.with_name("docker.fault").write_text(f'rm -f "$0.fault"\n{shell}\n')
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    script = tmp_path_factory.mktemp("wrapper") / "docker"
+    script.write_text(WRAPPER.format(docker=shutil.which("docker")))
+    script.chmod(0o755)
+    return Faults(script)
+
+
+@pytest.fixture(scope="module")
+def server(far, faults, tmp_path_factory):
+    path = f"{faults.script.parent}:{os.environ['PATH']}"
+    options = f'SetEnv DOCKER_HOST={far.socket} "PATH={path}"'
+    started = sshd.start(tmp_path_factory.mktemp("far") / "server", options=options)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def images():
+    """Two images that share their base; the second has other code."""
+    first = engines.image(f"{NAME}:1", [BASE, {"code": b"one" * 1000}])
+    second = engines.image(f"{NAME}:2", [BASE, {"code": b"two" * 1000}])
+    yield first, second
+    docker("rmi", "--force", f"{NAME}:1", f"{NAME}:2", check=False)
+
+
+@pytest.fixture
+def home(tmp_path, server, far):
+    far.empty()
+    made = conftest.make_ssh_home(tmp_path, server)
+    made.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    return made
+
+
+def ship(home, reference: str, *more: str):
+    return home.launch("ship-image", "gpu8", "--image", reference, "--json", *more)
+
+
+def test_the_second_image_costs_only_its_own_layer(home, far, images):
+    asked = ship(home, f"{NAME}:1", "--dry-run")
+    assert asked.returncode == 0 and "gpu8 has 0 of its 2 layers, 9.4 MB before packing" in asked.stderr, asked.stderr
+    assert far.image_id(f"{NAME}:1") is None and not home.root.exists()
+    first = ship(home, f"{NAME}:1")
+    assert first.returncode == 0, first.stderr
+    (row,) = json.loads(first.stdout)
+    assert (row["layers"], row["layers_sent"]) == (2, 2) and row["sent_bytes"] > 6 << 20
+    assert far.image_id(f"{NAME}:1") == images[0]
+    second = ship(home, f"{NAME}:2")
+    (row,) = json.loads(second.stdout)
+    assert row["layers_sent"] == 1 and row["sent_bytes"] < BASE_BYTES / 100
+    assert far.image_id(f"{NAME}:2") == images[1]
+    again = ship(home, f"{NAME}:2")
+    assert again.returncode == 0 and json.loads(again.stdout)[0]["sent_bytes"] == 0
+    assert [path.name for path in (home.root / "images").iterdir()] == ["lock"]
+
+
+def give_first(far) -> None:
+    """The first image is on the host already."""
+    far.docker("load", "--quiet", input=docker("save", f"{NAME}:1", text=False).stdout, text=False, stdin=None)
+
+
+def start_behind(wire: Wire, home, *args: str) -> subprocess.Popen:
+    """Run launch with the host's port replaced by the wire's."""
+    known, config = home.home / "launch.known_hosts", home.home / "launch.toml"
+    before = known.read_text(), config.read_text()
+    known.write_text(before[0] + before[0].replace(f":{home.sshd.port}", f":{wire.port}"))
+    config.write_text(before[1].replace(f":{home.sshd.port}", f":{wire.port}"))
+    process = launching.start(home, *args)
+    assert wire.stopped.wait(60), process.communicate()
+    known.write_text(before[0]), config.write_text(before[1])
+    return process
+
+
+def arrived_bytes(home) -> int:
+    """What lies on the host of the pieces, once nothing comes any more."""
+    launching.wait_for(lambda: not home.sshd.sessions())
+    return stored_bytes(home)
+
+
+def stored_bytes(home) -> int:
+    return sum(path.stat().st_size for path in (home.root / "images").glob("*"))
+
+
+def cut_and_repeat(home, far, image_id: str, *, offset: int, side: str) -> None:
+    wire = Wire(home.sshd.port, stop_after_bytes=offset, count_client=True)
+    process = start_behind(wire, home, "ship-image", "gpu8", "--image", f"{NAME}:1")
+    launching.wait_for(lambda: stored_bytes(home) >= offset - PROTOCOL_BYTES)  # what passed the wire is written down
+    if side == "laptop":
+        os.killpg(process.pid, signal.SIGKILL)
+        wire.cut()
+    else:
+        home.sshd.cut()
+        wire.cut()
+        assert process.wait(60) == 4
+    process.communicate()
+    assert far.image_id(f"{NAME}:1") is None
+    there = arrived_bytes(home)
+    done = ship(home, f"{NAME}:1")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["resumed_bytes"] == there and there >= offset - PROTOCOL_BYTES
+    assert far.image_id(f"{NAME}:1") == image_id
+
+
+@pytest.mark.parametrize("side", ["laptop", "host"])
+def test_a_killed_shipment_goes_on_where_it_ended(home, far, images, side):
+    cut_and_repeat(home, far, images[0], offset=random.Random(side).randrange(1 << 20, 6 << 20), side=side)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_anywhere_it_goes_on(home, far, images, seed):
+    chance = random.Random(seed)
+    cut_and_repeat(
+        home, far, images[0], offset=chance.randrange(30_000, 6 << 20), side=chance.choice(["laptop", "host"])
+    )
+
+
+def test_an_engine_that_dies_while_it_loads_is_told_and_nothing_is_sent_twice(home, far, images, faults):
+    die = f'{{ head -c 3000000; sleep 0.2; kill -9 $(cat {far.folder}/pid); }} | {shutil.which("docker")} "$@"; exit'
+    faults.next_load(die)
+    done = ship(home, f"{NAME}:1")
+    assert done.returncode == 5 and "engine of gpu8 does not answer" in done.stderr, done.stderr
+    far.stop()
+    far.start()
+    assert far.image_id(f"{NAME}:1") is None
+    for piece in (home.root / "images").glob("*.*"):  # as if it had died just before it gave the last names
+        piece.rename(f"{piece}.part")
+    again = ship(home, f"{NAME}:1")
+    assert again.returncode == 0 and json.loads(again.stdout)[0]["sent_bytes"] == 0, again.stderr
+    assert far.image_id(f"{NAME}:1") == images[0]
+
+
+def test_an_engine_that_wants_every_layer_gets_every_layer(home, far, images, faults):
+    give_first(far)
+    faults.next_load("cat >/dev/null; echo no such layer >&2; exit 1")
+    done = ship(home, f"{NAME}:2")
+    assert done.returncode == 0 and "does not take a part of an image; sending all of it" in done.stderr
+    assert json.loads(done.stdout)[0]["layers_sent"] == 2
+    assert far.image_id(f"{NAME}:2") == images[1]
+
+
+def test_a_refused_archive_is_told_with_the_engines_own_words(home, far, images, faults):
+    faults.next_load('head -c 3000000 | "$0" load --quiet; exit 1')
+    done = ship(home, f"{NAME}:1")
+    assert done.returncode == 5 and "did not load the image" in done.stderr and "unexpected EOF" in done.stderr
+    assert far.image_id(f"{NAME}:1") is None
+
+
+def test_another_image_at_the_end_is_reported(home, far, images, faults):
+    give_first(far)
+    faults.next_load(f'cat >/dev/null; "$0" tag {NAME}:1 {NAME}:2; exit 0')
+    done = ship(home, f"{NAME}:2")
+    assert done.returncode == 8 and images[0] in done.stderr and images[1] in done.stderr
+
+
+def test_a_host_without_zstd_is_sent_gzip(tmp_path, far, images):
+    far.empty()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in (*pathlib.Path("/bin").iterdir(), pathlib.Path(shutil.which("docker"))):
+        if "zstd" not in tool.name and not (tools / tool.name).exists():
+            (tools / tool.name).symlink_to(tool)
+    server = sshd.start(tmp_path / "server", options=f'SetEnv DOCKER_HOST={far.socket} "PATH={tools}"')
+    try:
+        home = conftest.make_ssh_home(tmp_path, server)
+        home.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+        done = ship(home, f"{NAME}:1")
+        assert done.returncode == 0, done.stderr
+        kinds = {path.suffix for path in (tmp_path / "cache" / "minimind-launch" / "layers").iterdir()}
+        assert ".gz" in kinds and ".zst" not in kinds
+        assert far.image_id(f"{NAME}:1") == images[0]
+    finally:
+        server.stop()
+
+
+def test_two_shipments_to_one_host_do_not_mix(home, images):
+    (home.root / "images").mkdir(parents=True)
+    with open(home.root / "images" / "lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = ship(home, f"{NAME}:1")
+    assert done.returncode == 9 and "another launch is shipping to gpu8" in done.stderr
+
+
+def test_too_little_space_is_told_before_anything_is_sent(home, images):
+    home.root.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", home.root], check=True)
+    try:
+        done = ship(home, f"{NAME}:1")
+        assert (
+            done.returncode == 5 and "0.02 GB free for the pieces" in done.stderr and "nothing was sent" in done.stderr
+        )
+        assert not (home.root / "images").exists()
+    finally:
+        subprocess.run(["umount", home.root], check=True)
+
+
+def test_no_image_and_no_engine_are_told(home, tmp_path, faults):
+    done = ship(home, "minimind-test-ship:none")
+    assert done.returncode == 5 and "make image" in done.stderr
+    assert home.launch("ship-image", "local").returncode == 2
+    assert home.launch("ship-image").returncode == 2

@@ -1,0 +1,134 @@
+"""`launch env` and `launch image` on real hosts: what is there, what is needed, what goes."""
+
+import json
+
+import pytest
+
+from launch.environment import virtual
+from minimind.durable import sha256_file, tree_hash
+from tests import conftest
+from tests.support import engine as engines
+from tests.support import sshd as sshd_parts
+from tests.support.docker import docker
+
+ROOT = conftest.ROOT
+NAME = "minimind-test-tidy"
+pytestmark = pytest.mark.sshd
+
+
+def run_dir(root, run_id: str, **spec) -> None:
+    folder = root / "runs" / run_id
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps({"run_id": run_id, "stage": "pretrain", "executor": "venv", **spec}))
+
+
+def rows(done) -> dict[str, dict]:
+    assert done.returncode == 0, done.stderr
+    return {row["name"]: row for row in json.loads(done.stdout)}
+
+
+def test_only_what_neither_this_version_nor_an_unfinished_run_needs_is_removed(ssh_home):
+    now = sha256_file(virtual.locks(ROOT / "envs")[0])
+    old, older, code = "a" * 64, "b" * 64, tree_hash(ROOT / "minimind")
+    for value in (now, old, older):
+        folder = ssh_home.root / "env" / value[:16]
+        folder.mkdir(parents=True)
+        (folder / ".complete").write_text("{}")
+    (ssh_home.root / "env" / f"{'c' * 16}.from").mkdir()
+    for value in (code, old):
+        (ssh_home.root / "code" / value[:16]).mkdir(parents=True)
+    (ssh_home.root / "weights").mkdir()
+    run_dir(ssh_home.root, "20260101-000000-pretrain-abcd", lock_hash=old, code_hash=code)
+    listed = rows(ssh_home.launch("env", "list", "gpu8", "--json"))
+    assert listed[f"env/{now[:16]}"]["kept_for"] == ["this version"]
+    assert listed[f"env/{old[:16]}"]["kept_for"] == ["20260101-000000-pretrain-abcd"]
+    assert not listed[f"env/{'c' * 16}.from"]["whole"]
+    before = sorted(ssh_home.root.rglob("*"))
+    unneeded = {f"env/{older[:16]}", f"env/{'c' * 16}.from", f"code/{old[:16]}"}
+    assert rows(ssh_home.launch("env", "prune", "gpu8", "--json")).keys() == unneeded
+    assert sorted(ssh_home.root.rglob("*")) == before
+    assert rows(ssh_home.launch("env", "prune", "gpu8", "--yes", "--json")).keys() == unneeded
+    assert not [name for name in unneeded if (ssh_home.root / name).exists()]
+    assert rows(ssh_home.launch("env", "list", "gpu8", "--json")).keys() == listed.keys() - unneeded
+    assert (ssh_home.root / "weights").is_dir()
+
+
+@pytest.mark.docker
+@pytest.mark.skipif(bool(engines.MISSING or sshd_parts.MISSING), reason=engines.MISSING or sshd_parts.MISSING)
+def test_images_of_unfinished_runs_and_named_ones_stay(tmp_path):
+    with engines.engine() as far:
+        server = sshd_parts.start(tmp_path / "server", options=f"SetEnv DOCKER_HOST={far.socket}")
+        try:
+            home = conftest.make_ssh_home(tmp_path, server, extra=f'image = "{NAME}:now"\n')
+            labels = {"org.minimind.code": "x"}
+            ids = {}
+            for name in ("now", "run", "old"):
+                ids[name] = engines.image(f"{NAME}:{name}", [{"f": name.encode()}], labels=labels)
+            archive = docker("save", *(f"{NAME}:{name}" for name in ids), text=False).stdout
+            far.docker("load", input=archive, text=False, stdin=None)
+            docker("rmi", "--force", *(f"{NAME}:{name}" for name in ids))
+            run_dir(home.root, "20260101-000000-pretrain-abcd", image_digest=ids["run"], executor="docker")
+            assert rows(home.launch("image", "list", "gpu8", "--json")).keys() == set(ids.values())
+            assert rows(home.launch("image", "prune", "gpu8", "--json")).keys() == {ids["old"]}
+            assert far.image_id(f"{NAME}:old") == ids["old"]
+            done = home.launch("image", "prune", "gpu8", "--yes", "--json")
+            assert rows(done).keys() == {ids["old"]}, done.stderr
+            assert [far.image_id(f"{NAME}:{name}") for name in ids] == [ids["now"], ids["run"], None]
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def drifted(training_image):
+    """The training image with one package gone, one of another version and one too many."""
+    spoil = (
+        "cd /opt/minimind/lib/python3*/site-packages && rm -rf h11-*.dist-info && mkdir odd-1.dist-info && "
+        "printf 'Metadata-Version: 2.1\\nName: odd\\nVersion: 1\\n' >odd-1.dist-info/METADATA && "
+        "sed -i 's/^Version: .*/Version: 0.1/' idna-*.dist-info/METADATA"
+    )
+    container = docker(
+        "run", "--detach", "--user", "0", "--entrypoint", "sh", training_image, "-c", spoil
+    ).stdout.strip()
+    docker("wait", container)
+    docker("commit", container, f"{NAME}:cpu")
+    docker("rm", container)
+    yield f"{NAME}:cpu"
+    docker("rmi", "--force", f"{NAME}:cpu")
+
+
+@pytest.mark.docker
+def test_drift_in_an_image_is_named_and_another_image_is_not_verified(tmp_path, sshd, drifted, training_image):
+    home = conftest.make_ssh_home(tmp_path, sshd, extra=f'image = "{drifted}"\n')
+    done = home.launch("env", "check", "gpu8", "--json")
+    told = json.loads(done.stdout)
+    assert done.returncode == 5 and told["lock"] == "cpu.lock"
+    assert [(d["package"], d["why"]) for d in told["drifts"]] == [
+        ("h11", "missing"),
+        ("idna", "another version"),
+        ("odd", "not in the lock"),
+    ]
+    bill = ROOT / "build" / "image" / "cpu" / "sbom.cdx.json"
+    other = home.launch("image", "verify", "gpu8", "--sbom", str(bill), "--json")
+    what = [difference["what"] for difference in json.loads(other.stdout)["differences"]]
+    assert other.returncode == 8 and what == ["image id", "layer 3"]
+
+    text = (home.home / "launch.toml").read_text().replace(drifted, training_image)
+    (home.home / "launch.toml").write_text(text)
+    same = home.launch("image", "verify", "gpu8", "--sbom", str(bill))
+    assert same.returncode == 0 and "is the same" in same.stderr, same.stdout + same.stderr
+    right = home.launch("env", "check", "gpu8")
+    assert right.returncode == 0 and "all as cpu.lock says" in right.stderr, right.stdout
+
+
+def test_an_interpreter_that_launch_toml_names_is_held_against_the_lock(tmp_path, sshd):
+    import sys
+
+    home = conftest.make_ssh_home(tmp_path, sshd, extra=f'executor = "venv"\npython = "{sys.executable}"\n')
+    done = home.launch("env", "check", "gpu8")
+    assert done.returncode == 0 and "all as cpu.lock says" in done.stderr, done.stdout + done.stderr
+
+
+def test_a_host_without_an_environment_is_told_how_to_get_one(tmp_path, sshd):
+    home = conftest.make_ssh_home(tmp_path, sshd, extra='executor = "venv"\n')
+    done = home.launch("env", "check", "gpu8")
+    assert done.returncode == 5 and "launch run STAGE --host gpu8" in done.stderr
