@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -61,15 +62,15 @@ def write(path: pathlib.Path, lines: list[dict], repeats: int = 1) -> None:
             file.write(data)
 
 
-def originals_way(kind: str, lines: list[dict], folder: pathlib.Path) -> float:
-    """Seconds for these lines as the original's data sets make them, for one epoch, in one thread."""
+def originals_way(kind: str, lines: list[dict], folder: pathlib.Path) -> tuple[float, float]:
+    """Seconds, and seconds of a core, for these lines as the original makes them, for one epoch, in one thread."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from transformers import AutoTokenizer
 
     words = AutoTokenizer.from_pretrained(folder)
     header = words("<|im_start|>assistant", add_special_tokens=False).input_ids
     end = words("<|im_end|>", add_special_tokens=False).input_ids
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     for line in lines:
         if kind == "text":
             words(line["text"], max_length=LENGTH, padding="max_length", truncation=True, return_tensors="pt")
@@ -86,7 +87,7 @@ def originals_way(kind: str, lines: list[dict], folder: pathlib.Path) -> float:
                 at = stop + len(end)
             else:
                 at += 1
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - worked
 
 
 def resident(pid: int) -> int:
@@ -103,8 +104,9 @@ def resident(pid: int) -> int:
     return total
 
 
-def ours(kind: str, path: pathlib.Path, folder: pathlib.Path) -> tuple[list[float], int]:
-    """[seconds to the shards, to the counts too, samples, tokens, targets], and the peak of resident memory."""
+def ours(kind: str, path: pathlib.Path, folder: pathlib.Path) -> tuple[list[float], int, float]:
+    """[seconds to the shards, to the counts too, samples, …], the peak of resident memory, seconds of cores."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     script = folder / "ours.py"
     script.write_text(OURS)
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -118,7 +120,9 @@ def ours(kind: str, path: pathlib.Path, folder: pathlib.Path) -> tuple[list[floa
     said = process.communicate()[0]
     if process.returncode:
         raise SystemExit(f"the tokenising failed with {process.returncode}")
-    return [float(word) for word in said.split()], peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return [float(word) for word in said.split()], peak, worked
 
 
 def main() -> int:
@@ -145,13 +149,16 @@ def main() -> int:
             path = folder / f"{kind}.jsonl"
             write(path, lines)
             size = path.stat().st_size
-            plain, here = [], []
+            plain, here, plain_core, here_core = [], [], [], []
             for _ in range(options.repeats):
                 some = lines[: max(1, options.lines // 10)]
-                plain.append(len(some) / originals_way(kind, some, folder))
+                seconds, worked = originals_way(kind, some, folder)
+                plain.append(len(some) / seconds)
+                plain_core.append(worked / len(some))
                 for old in (folder / f"{kind}.jsonl.shards").glob("*"):
                     subprocess.run(["rm", "-rf", str(old)], check=True)
-                (seconds, *_), peak = ours(kind, path, folder)
+                (seconds, *_), peak, worked = ours(kind, path, folder)
+                here_core.append(worked / len(lines))
                 here.append(len(lines) / seconds)
             a, b = statistics.median(plain), statistics.median(here)
             found[kind] = {
@@ -160,6 +167,8 @@ def main() -> int:
                 "original_mb_per_s": a * size / len(lines) / 1e6,
                 "ours_mb_per_s": b * size / len(lines) / 1e6,
                 "ratio": b / a,
+                "original_core_us_per_line": statistics.median(plain_core) * 1e6,
+                "ours_core_us_per_line": statistics.median(here_core) * 1e6,
                 "peak_rss_mb": peak / 1e6,
             }
             if b / a < RATIOS[kind]:
@@ -170,10 +179,10 @@ def main() -> int:
             write(path, lines)
             repeats = max(1, round(options.gigabytes * 1e9 / path.stat().st_size))
             write(path, lines, repeats)
-            (seconds, *_), peak = ours("text", path, folder)
+            (seconds, *_), peak, _ = ours("text", path, folder)
             time.sleep(2.5)  # so that the file counts as settled and its hash is remembered
             ours("text", path, folder)
-            (_, start_s, samples, tokens, _), _ = ours("text", path, folder)
+            (_, start_s, samples, tokens, _), *_ = ours("text", path, folder)
             found["large"] = {
                 "gigabytes": path.stat().st_size / 1e9,
                 "lines": samples,
@@ -196,7 +205,9 @@ def main() -> int:
             print(
                 f"{kind:5} original {one['original_lines_per_s']:8,.0f} ({one['original_mb_per_s']:5.1f})   "
                 f"ours {one['ours_lines_per_s']:8,.0f} ({one['ours_mb_per_s']:5.1f})   "
-                f"ratio {one['ratio']:5.1f} (at least {RATIOS[kind]})   peak RSS {one['peak_rss_mb']:,.0f} MB"
+                f"ratio {one['ratio']:5.1f} (at least {RATIOS[kind]})   peak RSS {one['peak_rss_mb']:,.0f} MB\n"
+                f"      core time a line: original {one['original_core_us_per_line']:,.0f} us, "
+                f"ours {one['ours_core_us_per_line']:,.0f} us (start of the processes included)"
             )
         if large := found.get("large"):
             print(

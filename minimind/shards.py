@@ -35,7 +35,7 @@ from minimind.rundir import Reason, RunError
 from minimind.shard_folder import Unwritable, content_hash, identity_of, locked, prune
 from minimind.tokenizer import Tokenizer
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
