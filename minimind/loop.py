@@ -21,6 +21,7 @@ from minimind.config import TrainConfig, to_plain
 from minimind.dist import World, world
 from minimind.metrics import Metrics, peak_flops
 from minimind.prepare import TrainState, prepare
+from minimind.pulse import Phase
 from minimind.rundir import Reason, RunError
 from minimind.stages.base import Stage, trainable
 
@@ -31,22 +32,33 @@ def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
     Raises:
         RunError: for whatever a user or a machine caused; it is in outcome.json too.
     """
-    attempt = Attempt(stage.info.name, argv, run_dir=config.run_dir, save_dir=config.save_dir)
-    with attempt, world(config.device) as ranks:
+    attempt = Attempt(
+        stage.info.name,
+        argv,
+        run_dir=config.run_dir,
+        save_dir=config.save_dir,
+        hang_timeout_s=config.hang_timeout,
+    )
+    with attempt, world(config.device, parallel=config.parallel, hang_timeout_s=config.hang_timeout) as ranks:
         attempt.agreed = True
         attempt.adopt(ranks.share(str(attempt.dir.root)))
+        attempt.at(Phase.PREPARE)
         say = print_line if ranks.leader else _silent
         state, problem = None, None
         try:
             state = prepare(stage, config, attempt, ranks, say)
         except Exception as error:  # told below by every rank at once, so that none waits for one that left
             problem = error
+        attempt.at(Phase.SUM)
         if ranks.sum([float(problem is not None)])[0]:
             raise problem or PeerFailed
         if state is not None:
             state.wrapped = ranks.wrap(state.model)
             attempt.agreed = False
-            _run(config, attempt, ranks, state, say)
+            try:
+                _run(config, attempt, ranks, state, say)
+            except Exception as error:
+                raise attempt.blame(error) from error
 
 
 def print_line(text: str) -> None:

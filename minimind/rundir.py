@@ -82,6 +82,8 @@ class RunError(Exception):
 
     agreed = False
     """Whether every rank leaves at the same place, so that none waits for another."""
+    ranks: tuple[int, ...] = ()
+    """Ranks whose fault it is, where that is known."""
 
     def __init__(self, what: str, *, why: str, remedy: str, reason: Reason = Reason.TRAINER_ERROR) -> None:
         super().__init__(what)
