@@ -124,6 +124,12 @@ class TrainConfig:
         True
     )
     skip_bad_lines: Annotated[int, "lines of the data that may be bad before the run refuses it"] = 0
+    random_system: Annotated[
+        float, "share of the conversations without a system turn that get a random one (minimind3 trained with 0.2)"
+    ] = 0.0
+    drop_empty_think: Annotated[
+        float, "share of the conversations whose empty think blocks are left out (minimind3 trained with 0.8)"
+    ] = 0.0
     seed: Annotated[int, "decides initial weights and the order of samples"] = 42
     deterministic: Annotated[bool, "refuse kernels whose result may differ between two runs"] = False
     device: Annotated[str, "auto, cpu, cuda or cuda:N"] = "auto"
@@ -208,6 +214,7 @@ class TokenizerConfig:
     )
     save_dir: Annotated[Path, "the tokenizer is linked into tokenizer/ here"] = Path("out")
     vocab_size: Annotated[int, "entries, special tokens included"] = 6400
+    skip_bad_lines: Annotated[int, "lines of the data that may be bad before the run refuses it"] = 0
     run_dir: Annotated[Path | None, "run directory; default: a new one in runs/ beside save_dir"] = None
 
 

@@ -82,6 +82,14 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     for name in ("seed", "skip_bad_lines", "learning_rate", "grad_clip", "beta", "alpha"):
         _at_least(parsed, name, 0)
     _at_least(parsed, "temperature", 0.01)
+    for name in ("random_system", "drop_empty_think"):
+        _at_least(parsed, name, 0)
+        if getattr(parsed, name, 0) > 1:
+            raise UsageError(
+                f"--{name} {getattr(parsed, name)} is not possible",
+                why="it is a share, so it lies between 0 and 1",
+                remedy=f"give --{name} 0.2, for instance",
+            )
     for name in ("max_steps", "max_tokens_per_batch", "lora_rank", "num_hidden_layers", "max_bad_steps"):
         _at_least(parsed, name, 1)
     if isinstance(parsed, TrainConfig):  # whether the sizes fit one another, before anything is read

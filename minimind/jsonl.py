@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from minimind.tokenizer import ROLES
 MAX_LINE_BYTES = 8 << 20
 NAMED = 20
 """Faults named one by one; beyond that they are only counted."""
+COUNTED = 10_000
+"""Bad lines after which a file is given up: it is of another kind, and reading on would only cost time."""
 
 
 class BadLine(Exception):
@@ -28,11 +31,68 @@ class Fault:
     why: str
 
 
+@dataclass(kw_only=True)
+class Faults:
+    """What was wrong in a file: counts, and the first of each kind by name, so that memory does not grow with lines."""
+
+    bad: int = 0
+    blank: int = 0
+    named: list[Fault] = field(default_factory=list)
+
+    def note(self, line: int, why: str) -> None:
+        """Count one bad line."""
+        self.bad += 1
+        if len(self.named) < NAMED:
+            self.named.append(Fault(line=line, why=why))
+
+    def add(self, other: Faults) -> None:
+        """Count what was found in a later part of the file too."""
+        self.bad += other.bad
+        self.blank += other.blank
+        self.named += other.named[: NAMED - len(self.named)]
+
+    def told(self, name: str) -> str:
+        """What was passed over, in one line."""
+        named = "; ".join(f"{name}:{fault.line}: {fault.why}" for fault in self.named[:3])
+        more = f"; and {self.bad - 3:,} more" if self.bad > 3 else ""
+        return f"passed over {self.bad:,} bad and {self.blank:,} blank lines of {name}" + (
+            f": {named}{more}" if named else ""
+        )
+
+    def refuse(self, path: Path, *, skip_bad_lines: int) -> None:
+        """Refuse the file when more of its lines are bad than are tolerated.
+
+        Raises:
+            RunError: DATA_INVALID, with the count and `file:line: why` of the first ones.
+        """
+        if self.bad <= skip_bad_lines:
+            return
+        named = "; ".join(f"{path.name}:{fault.line}: {fault.why}" for fault in self.named)
+        more = f"; and {self.bad - len(self.named):,} more" if self.bad > len(self.named) else ""
+        at_least = "at least " if self.bad >= COUNTED else ""
+        raise RunError(
+            f"{path} has bad lines ({at_least}{self.bad})",
+            why=named + more,
+            remedy=f"repair {'it' if self.bad == 1 else 'them'}, or tolerate with --skip_bad_lines {self.bad}"
+            if not at_least
+            else "check that the file is of the kind that this stage reads",
+            reason=Reason.DATA_INVALID,
+        )
+
+
+def _shown(value: object) -> str:
+    """A value of the file as it may stand in a message: short, and without control characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise BadLine(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))
+        raise BadLine(f"the key {_shown(twice)} stands twice in one object")
     return found
 
 
@@ -54,6 +114,8 @@ def decode(raw: bytes) -> dict[str, Any]:
         raise BadLine(f"broken JSON at column {error.colno}: {error.msg}") from error
     except RecursionError as error:
         raise BadLine("it is nested too deeply") from error
+    except ValueError as error:  # Python refuses to convert a number of thousands of digits
+        raise BadLine("it holds a number that is too long") from error
     if not isinstance(value, dict):
         raise BadLine(f"it is a {type(value).__name__}, not an object")
     return value
@@ -102,7 +164,9 @@ def messages(line: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
             if name not in turn:
                 raise BadLine(f'turn {number} of "{key}" lacks "{name}"')
         if turn["role"] not in ROLES:
-            raise BadLine(f'turn {number} of "{key}" has the unknown role {turn["role"]!r} (known: {", ".join(ROLES)})')
+            raise BadLine(
+                f'turn {number} of "{key}" has the unknown role {_shown(turn["role"])} (known: {", ".join(ROLES)})'
+            )
         clean: dict[str, Any] = {
             "role": turn["role"],
             "content": text_of(turn["content"], f'"content" of turn {number}'),
@@ -112,6 +176,8 @@ def messages(line: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
         for name in ("tools", "tool_calls"):
             if turn.get(name):
                 clean[name] = _json_list(turn[name], f'"{name}" of turn {number}')
+        if clean["role"] == "assistant" and not clean["content"].strip() and len(clean) == 2:
+            raise BadLine(f'the answer in turn {number} of "{key}" is empty')
         found.append(clean)
     return found
 
@@ -121,8 +187,8 @@ def _json_list(value: Any, what: str) -> list[Any]:
         loaded = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
         raise BadLine(f"{what} is broken JSON") from error
-    if not isinstance(loaded, list):
-        raise BadLine(f"{what} is a {type(loaded).__name__}, not a list")
+    if not isinstance(loaded, list) or not all(isinstance(item, dict) for item in loaded):
+        raise BadLine(f"{what} is not a list of objects")
     return loaded
 
 
@@ -139,38 +205,44 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_lines(
-    path: Path, parse: Callable[[Mapping[str, Any]], Any], *, skip_bad_lines: int, faults: list[Fault]
+    path: Path, parse: Callable[[Mapping[str, Any]], Any], *, skip_bad_lines: int, faults: Faults | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """Parsed lines with their numbers; blank ones and up to ``skip_bad_lines`` bad ones are recorded and passed over.
+    """Parsed lines with their numbers; blank ones and up to ``skip_bad_lines`` bad ones are counted and passed over.
 
     Raises:
         RunError: DATA_MISSING, or DATA_INVALID naming the bad lines once there are more than tolerated.
     """
-    bad = 0
-    try:
+    faults = Faults() if faults is None else faults
+    with readable(path):
         for number, raw in raw_lines(path):
             if not raw.strip():
-                faults.append(Fault(line=number, why="blank"))
+                faults.blank += 1
                 continue
             try:
-                yield number, parse(decode(raw))
+                parsed = parse(decode(raw))
             except BadLine as error:
-                bad += 1
-                faults.append(Fault(line=number, why=str(error)))
-                if bad > skip_bad_lines and bad >= NAMED:
+                faults.note(number, str(error))
+                if faults.bad >= COUNTED and faults.bad > skip_bad_lines:
                     break
-    except (FileNotFoundError, IsADirectoryError) as error:
+                continue
+            if faults.bad <= skip_bad_lines:  # of a file that will be refused the rest is only counted
+                yield number, parsed
+    faults.refuse(path, skip_bad_lines=skip_bad_lines)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Reading a data file inside this block.
+
+    Raises:
+        RunError: DATA_MISSING when it is not there or may not be read.
+    """
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise RunError(
-            f"no data file {path}",
+            f"no data file {path}" if not isinstance(error, PermissionError) else f"{path} may not be read",
             why=str(error),
             remedy="give --data_path FILE, or put the file there",
             reason=Reason.DATA_MISSING,
         ) from error
-    if bad > skip_bad_lines:
-        named = [f"{path.name}:{fault.line}: {fault.why}" for fault in faults if fault.why != "blank"][:NAMED]
-        raise RunError(
-            f"{path} has bad lines ({'at least ' if bad >= NAMED else ''}{bad})",
-            why="; ".join(named),
-            remedy=f"repair {'it' if bad == 1 else 'them'}, or tolerate with --skip_bad_lines {bad}",
-            reason=Reason.DATA_INVALID,
-        )

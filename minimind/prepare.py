@@ -76,6 +76,9 @@ def prepare(
         words,
         fallback=attempt.dir.root / "shards",
         skip_bad_lines=config.skip_bad_lines,
+        rendering=shards.Rendering(
+            random_system=config.random_system, drop_empty_think=config.drop_empty_think, seed=config.seed
+        ),
         say=say,
     )
     saved = checkpoint.latest(attempt.dir, say=say)
@@ -152,7 +155,7 @@ def prepare(
     if config.use_compile:
         for block in model.model.layers:
             block.compile()
-    _describe(say, state, config, ranks)
+    _describe(say, state, config, ranks, data_path.name)
     return state
 
 
@@ -224,19 +227,16 @@ def _restore(state: TrainState, saved: checkpoint.Saved) -> None:
     state.step, state.bad_steps = saved.step, int(saved.state.get("bad_steps", 0))
 
 
-def _describe(say: Callable[[str], None], state: TrainState, config: TrainConfig, ranks: World) -> None:
+def _describe(say: Callable[[str], None], state: TrainState, config: TrainConfig, ranks: World, name: str) -> None:
     order, reader = state.order, state.reader
-    cut = reader.shards.cut(config.max_seq_len)
     parameters = sum(p.numel() for p in trainable(state.model).values())
     say(
         f"{order.samples:,} samples, {int(reader.lengths.sum()):,} tokens, {parameters:,} trainable parameters, "
         f"{order.total_steps:,} steps ({order.steps_per_epoch:,} an epoch) on {ranks.size} x {ranks.device.type}"
     )
-    if cut["documents"]:
-        say(f"{cut['documents']:,} texts are longer than {config.max_seq_len} tokens; {cut['tokens']:,} tokens are cut")
     if reader.dropped:
         say(f"{reader.dropped:,} pairs are left out: the cut leaves one of their sides without an answer")
-    if bad := reader.shards.meta.get("bad_lines"):
-        say(f"{bad:,} lines of the data are blank or were skipped as bad")
+    for text in reader.shards.remarks(name, config.max_seq_len):
+        say(text)
     if config.save_interval > order.total_steps:
         say(f"save_interval {config.save_interval} exceeds the {order.total_steps} steps: saved at the end only")

@@ -1,40 +1,39 @@
 """JSONL tokenised once into memory-mapped arrays, built under a lock and published by rename.
 
-A shard folder holds ``ids.bin`` (uint16; uint32 for large vocabularies), ``targets.bin`` (uint8:
-TARGET, IN_TAG),
-``offsets.npy`` (int64, documents + 1) and ``meta.json``. Texts are kept whole; ``max_seq_len`` cuts at reading.
+A shard folder holds ``ids.bin`` (uint16; uint32 for large vocabularies), ``targets.bin`` (uint8: TARGET, IN_TAG),
+``offsets.bin`` (int64, documents + 1), ``counts.bin`` (int32, targets of each document), ``lines.bin`` (int64, where
+each sample stands in the file), ``meta.json`` and ``in-use``, which readers lock. Texts are kept whole;
+``max_seq_len`` cuts at reading.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from minimind import jsonl
-from minimind.durable import fsync_dir, sha256_file, to_json
+from minimind import jsonl, tokenise
+from minimind.documents import DOCS_PER_SAMPLE as DOCS_PER_SAMPLE
+from minimind.documents import IN_TAG as IN_TAG
+from minimind.documents import TAGS as TAGS
+from minimind.documents import TARGET as TARGET
+from minimind.documents import Kind as Kind
+from minimind.documents import Rendering as Rendering
+from minimind.durable import fsync_dir, publish, sha256_file, to_json
 from minimind.rundir import Reason, RunError
+from minimind.shard_folder import Unwritable, content_hash, identity_of, locked, prune
 from minimind.tokenizer import Tokenizer
 
-Kind = Literal["text", "wrapped", "chat", "pair"]
-"""How a line becomes documents: raw text (minimind2), text between bos and eos (minimind3), conversation, pair."""
-VERSION = 2
-TARGET = 1
-IN_TAG = 2
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-BATCH_CHARS = 1 << 20
-DOCS_PER_SAMPLE: dict[Kind, int] = {"text": 1, "wrapped": 1, "chat": 1, "pair": 2}
-Document = tuple[str, list[tuple[int, int]] | None]
-"""Text, and the character spans whose tokens are targets (None: every token that is not padding)."""
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class Shards:
     ids: np.ndarray = field(repr=False)  # (tokens,)
     targets: np.ndarray = field(repr=False)  # (tokens,) TARGET where the token counts, with IN_TAG inside a whole tag
     offsets: np.ndarray = field(repr=False)  # (documents + 1,)
+    counts: np.ndarray = field(repr=False)  # (documents,) targets, the first token never being one
+    lines: np.ndarray = field(repr=False)  # (samples,) number of each sample's line in the file, from 1
     meta: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -59,18 +60,23 @@ class Shards:
         return lengths
 
     def target_counts(self, max_seq_len: int) -> np.ndarray:
-        """Targets of each document after the cut, (documents,): its first token is never one, nothing predicts it."""
-        starts = self.offsets[:-1]
-        ends = starts + self.lengths(max_seq_len)
-        counts = np.zeros(len(starts), np.int64)
+        """Targets of each document after the cut, (documents,): its first token is never one, nothing predicts it.
+
+        Only documents that are cut, and in which not everything is a target, are looked into.
+        """
+        whole = np.diff(self.offsets)
+        counts = self.counts.astype(np.int64)
+        everything = counts == whole - 1
+        long = whole > max_seq_len
+        counts[long & everything] = max_seq_len - 1
+        some = np.flatnonzero(long & ~everything)
         step = 1 << 16
-        for first in range(0, len(starts), step):
-            s, e = starts[first : first + step] + 1, ends[first : first + step]
-            some = e > s
-            if some.any():
-                base, top = int(s[some][0]), int(e[some].max())
-                sums = np.concatenate(([0], np.cumsum(self.targets[base:top] & TARGET, dtype=np.int64)))
-                counts[first : first + step][some] = sums[e[some] - base] - sums[s[some] - base]
+        for first in range(0, len(some), step):
+            starts = self.offsets[some[first : first + step]] + 1
+            ends = starts + max_seq_len - 1
+            base = int(starts[0])
+            sums = np.concatenate(([0], np.cumsum(self.targets[base : int(ends[-1])] & TARGET, dtype=np.int64)))
+            counts[some[first : first + step]] = sums[ends - base] - sums[starts - base]
         return counts
 
     def cut(self, max_seq_len: int) -> dict[str, int]:
@@ -79,85 +85,33 @@ class Shards:
         long = lengths > max_seq_len
         return {"documents": int(long.sum()), "tokens": int((lengths[long] - max_seq_len).sum())}
 
-
-def _parser(kind: Kind, tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], list[Document]]:
-    if kind in ("text", "wrapped"):
-        return lambda line: [(jsonl.pretrain_text(line), None)]
-    if kind == "chat":
-        return lambda line: [tokenizer.render_with_answers(jsonl.messages(line, "conversations"))]
-    return lambda line: [tokenizer.render_with_answers(jsonl.messages(line, key)) for key in ("chosen", "rejected")]
-
-
-def _flags(text: str, offsets: Sequence[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
-    """Targets are the tokens that begin within a span; a token that overlaps a whole tag there carries IN_TAG too."""
-    starts, stops = np.array(offsets, np.int64).reshape(-1, 2).T
-    flags = np.zeros(len(offsets), np.uint8)
-    for begin, end in spans:
-        flags[(starts >= begin) & (starts < end)] = TARGET
-        for tag in TAGS:
-            at = text.find(tag, begin, end)
-            while at >= 0:
-                flags[(starts >= begin) & (starts < at + len(tag)) & (stops > at)] |= IN_TAG
-                at = text.find(tag, at + 1, end)
-    return flags
-
-
-def _batches(documents: Iterator[list[Document]]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    chars = 0
-    for sample in documents:
-        batch += sample
-        chars += sum(len(text) for text, _ in sample)
-        if chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _write(folder: Path, path: Path, kind: Kind, tokenizer: Tokenizer, *, skip_bad_lines: int) -> dict[str, Any]:
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    faults: list[jsonl.Fault] = []
-    offsets, total = [0], 0
-    lines = jsonl.parse_lines(path, _parser(kind, tokenizer), skip_bad_lines=skip_bad_lines, faults=faults)
-    with open(folder / "ids.bin", "wb") as ids_file, open(folder / "targets.bin", "wb") as targets_file:
-        for batch in _batches(sample for _, sample in lines):
-            encoded = tokenizer.backend.encode_batch([text for text, _ in batch], add_special_tokens=False)
-            for (text, spans), encoding in zip(batch, encoded, strict=True):
-                ids = np.array(encoding.ids, dtype)
-                if kind == "wrapped":
-                    ids = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(dtype)
-                targets = (
-                    (ids != tokenizer.pad_id).astype(np.uint8)
-                    if spans is None
-                    else _flags(text, encoding.offsets, spans)
-                )
-                ids_file.write(ids.tobytes())
-                targets_file.write(targets.tobytes())
-                total += len(ids)
-                offsets.append(total)
-        for file in (ids_file, targets_file):
-            file.flush()
-            os.fsync(file.fileno())
-    if total == 0:
-        raise RunError(
-            f"{path} holds no text",
-            why=f"{len(faults)} lines, none of them usable",
-            remedy="give a file with one JSON object a line",
-            reason=Reason.DATA_INVALID,
+    def remarks(self, name: str, max_seq_len: int) -> list[str]:
+        """What of the file ``name`` is not learned from, a line each, with the first places; empty where all is."""
+        cut = self.cut(max_seq_len)
+        per_sample = DOCS_PER_SAMPLE[self.kind]
+        none = (np.asarray(self.counts).reshape(-1, per_sample) == 0).any(1)
+        gone = (self.target_counts(max_seq_len).reshape(-1, per_sample) == 0).any(1) & ~none
+        told = []
+        if cut["documents"]:
+            told.append(
+                f"{cut['documents']:,} texts are longer than {max_seq_len} tokens; {cut['tokens']:,} tokens are cut"
+            )
+        for which, why in (
+            (none, "have no answer" if self.kind in ("chat", "pair") else "are too short to predict anything"),
+            (gone, f"have an answer that begins only behind the first {max_seq_len} tokens"),
+        ):
+            if which.any():
+                places = ", ".join(f"{name}:{line}" for line in self.lines[np.flatnonzero(which)[:3]])
+                more = ", …" if which.sum() > 3 else ""
+                told.append(f"{which.sum():,} samples {why} and add nothing: {places}{more}")
+        faults = jsonl.Faults(
+            bad=self.meta["bad_lines"],
+            blank=self.meta["blank_lines"],
+            named=[jsonl.Fault(**fault) for fault in self.meta["named"]],
         )
-    with open(folder / "offsets.npy", "wb") as file:
-        np.save(file, np.array(offsets, np.int64))
-        file.flush()
-        os.fsync(file.fileno())
-    named = [dataclasses.asdict(fault) for fault in faults[: jsonl.NAMED]]
-    return {
-        "dtype": np.dtype(dtype).name,
-        "documents": len(offsets) - 1,
-        "tokens": total,
-        "bad_lines": len(faults),
-        "named": named,
-    }
+        if faults.bad or faults.blank:
+            told.append(faults.told(name))
+        return told
 
 
 def load(
@@ -167,6 +121,7 @@ def load(
     *,
     fallback: Path,
     skip_bad_lines: int = 0,
+    rendering: Rendering | None = None,
     say: Callable[[str], None] = print,
 ) -> Shards:
     """The file's shards: reused when content and tokenizer are the same, else built now (other processes wait).
@@ -177,11 +132,13 @@ def load(
         tokenizer: what encodes them.
         fallback: where shards go when the data's folder cannot be written.
         skip_bad_lines: bad lines tolerated.
+        rendering: random changes to conversations; by default none.
         say: where progress is told.
 
     Raises:
-        RunError: DATA_MISSING or DATA_INVALID with the lines.
+        RunError: DATA_MISSING, DATA_INVALID with the lines, DISK_FULL, OOM_KILLED.
     """
+    rendering = rendering or Rendering()
     if not path.is_file():
         raise RunError(
             f"no data file {path}",
@@ -189,49 +146,88 @@ def load(
             remedy="give --data_path FILE, or put the file there",
             reason=Reason.DATA_MISSING,
         )
-    content = sha256_file(path)
-    name = f"{content[:16]}-{tokenizer.sha256[:8]}-{kind}-skip{skip_bad_lines}-v{VERSION}"
-    home = path.with_name(path.name + ".shards")
+    own = path.with_name(path.name + ".shards")
+    drawn = rendering.key if kind in ("chat", "pair") else ""
+    ending = f"{tokenizer.sha256[:8]}-{kind}{drawn}-skip{skip_bad_lines}-v{VERSION}"
     try:
-        home.mkdir(mode=0o700, exist_ok=True)
-        lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        home = fallback
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    folder = home / name
+        with locked(own, say):
+            return _reuse_or_build(
+                own,
+                ending,
+                path,
+                kind,
+                tokenizer,
+                rendering=rendering,
+                skip_bad_lines=skip_bad_lines,
+                say=say,
+                mine=True,
+            )
+    except Unwritable:
+        content = sha256_file(path)
+        ready = _open(own / f"{content[:16]}-{ending}", kind)  # a read-only disk may hold finished ones
+        if ready is not None:
+            return ready
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        shards = _open(folder, kind)
-        if shards is None:
-            say(f"tokenising {path} ({path.stat().st_size:,} bytes), once")
-            for stale in home.glob(f".{name}.*.tmp"):
-                shutil.rmtree(stale)
-            aside = home / f".{name}.{os.getpid()}.tmp"
-            aside.mkdir(mode=0o700)
-            try:
-                meta = {
-                    "version": VERSION,
-                    "kind": kind,
-                    "file": content,
-                    "tokenizer": tokenizer.sha256,
-                    **_write(aside, path, kind, tokenizer, skip_bad_lines=skip_bad_lines),
-                }
-                with open(aside / "meta.json", "wb") as file:
-                    file.write(to_json(meta))
-                    file.flush()
-                    os.fsync(file.fileno())
-                fsync_dir(aside)
-                if folder.exists():
-                    shutil.rmtree(folder)
-                aside.rename(folder)
-                fsync_dir(home)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(aside)
-            shards = _open(folder, kind)
+        with locked(fallback, say):
+            return _reuse_or_build(
+                fallback, ending, path, kind, tokenizer, rendering=rendering, skip_bad_lines=skip_bad_lines, say=say
+            )
+    except Unwritable as error:
+        raise RunError(
+            f"the tokens of {path} cannot be kept anywhere",
+            why=f"{own} and {fallback} cannot be written: {error.__cause__}",
+            remedy="make one of them writable, or put the data on another disk",
+            reason=Reason.DATA_MISSING,
+        ) from error
+
+
+def _reuse_or_build(
+    home: Path,
+    ending: str,
+    path: Path,
+    kind: Kind,
+    tokenizer: Tokenizer,
+    *,
+    rendering: Rendering,
+    skip_bad_lines: int,
+    say: Callable[[str], None],
+    mine: bool = False,
+) -> Shards:
+    """Under the lock of ``home``; ``mine``: no other file's shards lie there, so those of older contents can go."""
+    for stale in home.glob(".*.tmp"):  # whoever made it died: it would hold the lock
+        shutil.rmtree(stale, ignore_errors=True)
+    before = identity_of(path)
+    content = content_hash(path, home, before)
+    folder = home / f"{content[:16]}-{ending}"
+    shards = _open(folder, kind)
+    if shards is not None:
+        return shards
+    say(f"tokenising {path} ({path.stat().st_size:,} bytes), once")
+    if mine:
+        prune(home, lambda name: name.startswith(content[:16]) and name.endswith(f"-v{VERSION}"), say)
+    aside = home / f".{folder.name}.{os.getpid()}.tmp"
+    try:
+        aside.mkdir(mode=0o700)
+        arrays = tokenise.write(
+            aside, path, kind, tokenizer, rendering=rendering, skip_bad_lines=skip_bad_lines, say=say
+        )
+        if identity_of(path) != before:
+            raise RunError(
+                f"{path} changed while it was tokenised",
+                why="its size or its times are others than when it was begun",
+                remedy="run the same command again when nothing writes to the file any more",
+                reason=Reason.DATA_INVALID,
+            )
+        publish(aside / "in-use", b"")
+        meta = {"version": VERSION, "kind": kind, "file": content, "tokenizer": tokenizer.sha256, **arrays}
+        publish(aside / "meta.json", to_json(meta))
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        fsync_dir(home)
     finally:
-        os.close(lock)
+        shutil.rmtree(aside, ignore_errors=True)
+    shards = _open(folder, kind)
     if shards is None:
         raise RunError(
             f"the shards in {folder} cannot be read back",
@@ -246,15 +242,24 @@ def _open(folder: Path, kind: Kind) -> Shards | None:
     """Published shards, or None when there are none or a file is shorter than it was."""
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
-        shards = Shards(
-            folder=folder,
-            kind=kind,
-            ids=np.memmap(folder / "ids.bin", np.dtype(meta["dtype"]), mode="r"),
-            targets=np.memmap(folder / "targets.bin", np.uint8, mode="r"),
-            offsets=np.load(folder / "offsets.npy", mmap_mode="r"),
-            meta=meta,
-        )
+        types = {"ids": np.dtype(meta["dtype"]), **tokenise.ARRAYS}
+        arrays = {name: np.memmap(folder / f"{name}.bin", types[name], mode="r") for name in types}
+        documents, tokens = meta["documents"], meta["tokens"]
+        lengths = {
+            "ids": tokens,
+            "targets": tokens,
+            "offsets": documents + 1,
+            "counts": documents,
+            "lines": documents // DOCS_PER_SAMPLE[kind],
+        }
+        reader = os.open(folder / "in-use", os.O_RDONLY)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    whole = len(shards.ids) == len(shards.targets) == meta["tokens"] and len(shards.offsets) == meta["documents"] + 1
-    return shards if whole else None
+    if any(len(arrays[name]) != length for name, length in lengths.items()):
+        os.close(reader)
+        return None
+    with contextlib.suppress(OSError):  # where there are no locks nobody prunes either
+        fcntl.flock(reader, fcntl.LOCK_SH)
+    shards = Shards(folder=folder, kind=kind, meta=meta, **arrays)
+    weakref.finalize(shards, os.close, reader)  # until then this process counts as a reader
+    return shards

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2.ext
 import jinja2.sandbox
 import tokenizers
 
@@ -45,8 +46,7 @@ class Tokenizer:
             data, config = (folder / "tokenizer.json").read_bytes(), (folder / "tokenizer_config.json").read_bytes()
             self.backend = tokenizers.Tokenizer.from_str(data.decode())
             template = str(json.loads(config)["chat_template"])
-            environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-            self._template = environment.from_string(template)
+            self._template = _environment().from_string(template)
         except FileNotFoundError as error:
             raise RunError(
                 f"no tokenizer in {folder}",
@@ -86,19 +86,21 @@ class Tokenizer:
         """Text of the ids."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special))
 
-    def render(self, messages: Messages) -> str:
-        """The conversation as the model reads it.
+    def render(self, messages: Messages, *, tools: Sequence[Any] | None = None) -> str:
+        """The conversation as the model reads it; ``tools`` are by default those that its first message with any names.
 
         Raises:
             RunError: when the template refuses it.
         """
         try:
-            tools = next((message["tools"] for message in messages if message.get("tools")), None)
-            return str(self._template.render(messages=messages, tools=tools, add_generation_prompt=False))
-        except jinja2.TemplateError as error:
+            given = {"messages": messages, "tools": tools or tools_of(messages), "add_generation_prompt": False}
+            # as Template.render does, without merging the globals anew each time, which would take half of it
+            context = self._template.new_context({**self._template.environment.globals, **given}, shared=True)
+            return "".join(self._template.root_render_func(context))
+        except Exception as error:  # a template may stumble over whatever a file's tools and calls hold
             raise RunError(
                 "the chat template refuses this conversation",
-                why=str(error),
+                why=f"{type(error).__name__}: {error}",
                 remedy="every message needs a role and a content; see the file's chat_template",
                 reason=Reason.DATA_INVALID,
             ) from error
@@ -109,25 +111,67 @@ class Tokenizer:
         Roles are the line's roles, whatever their order. The template's text of the first k messages must be a
         prefix of the whole, which holds for MiniMind's. A turn's own header (minimind3) is no part of it; in minimind2
         the user's turn has written it.
+
+        Raises:
+            RunError: when the template refuses it.
         """
-        text = self.render(messages)
+        tools = tools_of(messages)
+        upto: dict[int, str] = {}
+
+        def first(count: int) -> str:
+            if count not in upto:
+                upto[count] = self.render(messages[:count], tools=tools)
+            return upto[count]
+
+        text = first(len(messages))
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            upto = self.render(messages[: index + 1])
-            before = self.render(messages[:index]) if index else ""
-            if index == 0 and not upto.startswith(HEADER):  # a system turn that the template added
-                start = len(upto) - len(message["content"]) - len(EOS) - 1
-            else:
-                start = len(before) + (len(HEADER) if upto.startswith(HEADER, len(before)) else 0)
-            spans.append((start, len(upto)))
+            end = len(first(index + 1))
+            if index:
+                before = len(first(index))
+                start = before + (len(HEADER) if text.startswith(HEADER, before) else 0)
+            elif self._writes_header:  # behind what the template puts first, such as tools
+                start = text.index(HEADER) + len(HEADER)
+            else:  # behind a system turn that the template added
+                start = end - len(message["content"]) - len(EOS) - 1
+            spans.append((start, end))
         return text, spans
+
+    @functools.cached_property
+    def _writes_header(self) -> bool:
+        """Whether an assistant's turn begins with its own header (minimind3); else the user's turn has written it."""
+        asked = [{"role": "user", "content": "x"}]
+        whole = self.render([*asked, {"role": "assistant", "content": "y"}])
+        return whole.startswith(HEADER, len(self.render(asked)))
 
     def prompt(self, messages: Messages) -> str:
         """Text up to where the assistant begins to answer."""
         text = self.render(messages)
         return text if text.endswith(HEADER) else text + HEADER
+
+
+def tools_of(messages: Messages) -> Sequence[Any] | None:
+    """The tools that a conversation's first message with any names."""
+    return next((message["tools"] for message in messages if message.get("tools")), None)
+
+
+def _environment() -> jinja2.Environment:
+    """Templates as transformers reads them: no HTML escapes in JSON, `raise_exception`, loop controls; sandboxed."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+
+    def tojson(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    return environment
 
 
 @functools.cache

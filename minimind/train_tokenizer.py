@@ -19,9 +19,12 @@ def _texts(line: Mapping[str, Any]) -> list[str]:
     return [jsonl.pretrain_text(line)]
 
 
-def _read(path: Path) -> Iterator[str]:
-    for _, texts in jsonl.parse_lines(path, _texts, skip_bad_lines=0, faults=[]):
+def _read(path: Path, *, skip_bad_lines: int) -> Iterator[str]:
+    faults = jsonl.Faults()
+    for _, texts in jsonl.parse_lines(path, _texts, skip_bad_lines=skip_bad_lines, faults=faults):
         yield from texts
+    if faults.bad or faults.blank:
+        print(faults.told(path.name), flush=True)
 
 
 def train_tokenizer(config: TokenizerConfig, argv: list[str]) -> None:
@@ -38,7 +41,7 @@ def train_tokenizer(config: TokenizerConfig, argv: list[str]) -> None:
         folder = attempt.dir.export / "tokenizer"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         print(f"training a tokenizer of {config.vocab_size} entries on {data_path}", flush=True)
-        tokenizer.train(_read(data_path), folder, vocab_size=config.vocab_size)
+        tokenizer.train(_read(data_path, skip_bad_lines=config.skip_bad_lines), folder, vocab_size=config.vocab_size)
         made = tokenizer.Tokenizer(folder)
         write_sums(attempt.dir.export)
         for name in TOKENIZER_FILES:

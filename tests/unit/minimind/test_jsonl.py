@@ -16,7 +16,7 @@ def chat(**changes):
 
 
 def read(path, parse, **kwargs):
-    return [value for _, value in jsonl.parse_lines(path, parse, **{"skip_bad_lines": 0, "faults": [], **kwargs})]
+    return [value for _, value in jsonl.parse_lines(path, parse, **{"skip_bad_lines": 0, **kwargs})]
 
 
 def conversation(line):
@@ -55,17 +55,17 @@ def test_a_bad_line_is_refused_and_named_with_file_line_and_why(kind, tmp_path):
         read(path, parse)
     assert "data.jsonl:17: " in refused.value.why and why in refused.value.why
     assert refused.value.reason is Reason.DATA_INVALID and "--skip_bad_lines 1" in refused.value.remedy
-    faults = []
+    faults = jsonl.Faults()
     assert len(read(path, parse, skip_bad_lines=1, faults=faults)) == 19
-    assert [fault.line for fault in faults] == [17]
+    assert [fault.line for fault in faults.named] == [17] and faults.bad == 1
 
 
 def test_blank_lines_are_passed_over_and_recorded(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(GOOD + b"\n\n  \n" + GOOD)
-    faults = []
+    faults = jsonl.Faults()
     assert read(path, jsonl.pretrain_text, faults=faults) == ["hello", "hello"]
-    assert [(f.line, f.why) for f in faults] == [(2, "blank"), (3, "blank")]
+    assert (faults.bad, faults.blank) == (0, 2)
 
 
 def test_one_more_bad_line_than_tolerated_is_refused(tmp_path):
