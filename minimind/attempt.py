@@ -19,7 +19,6 @@ from minimind.process import boot_id, kill_all, start_time
 from minimind.pulse import Phase, Pulse, Watch, died
 from minimind.rundir import Reason, RunDir, RunError, RunSpec, new_run_id
 
-
 WATCH_S = 1.0
 BLAME_S = 3.0
 """How long a rank whose collective broke waits for word of the one that broke it."""

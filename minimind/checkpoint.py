@@ -34,6 +34,7 @@ from minimind.durable import (
     write_sums,
 )
 from minimind.model import MiniMind
+from minimind.retention import prune
 from minimind.rundir import Reason, RunDir, RunError
 
 SIDECAR_VERSION = 1
@@ -54,7 +55,7 @@ class Saved:
 def save(
     run: RunDir, *, step: int, state: Mapping[str, Any], parameters: dict[str, Tensor], optimizer: Any, keep: int
 ) -> None:
-    """Publish ``ckpt/step-NNNNNNNN`` and drop all but the ``keep`` newest."""
+    """Publish ``ckpt/step-NNNNNNNN`` and drop all but the ``keep`` newest and the best."""
     final = run.checkpoints / f"step-{step:08d}"
     if not final.exists():
         run.checkpoints.mkdir(mode=0o700, exist_ok=True)
@@ -73,10 +74,7 @@ def save(
             if is_disk_full(error):
                 raise _no_room(run, parameters, optimizer) from error
             raise
-    for leftover in run.checkpoints.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for old in run.checkpoint_steps()[:-keep]:
-        shutil.rmtree(run.checkpoints / f"step-{old:08d}")
+    prune(run, keep=keep)
 
 
 def _no_room(run: RunDir, *parts: Any) -> RunError:

@@ -145,9 +145,7 @@ class TrainConfig:
     hidden_size: Annotated[int, "width of the model; 512 is the 26M preset, 768 with 16 layers the 104M one"] = 512
     num_hidden_layers: Annotated[int, "decoder blocks"] = 8
     use_moe: Annotated[bool, "mixture of four experts instead of one feed-forward"] = False
-    dropout: Annotated[float, "share of activations dropped in training; which ones depends on seed, epoch and sample"] = (
-        0.0
-    )
+    dropout: Annotated[float, "share of activations dropped; seed, epoch and sample decide which"] = 0.0
     data_path: Annotated[Path | None, "JSONL file; default: the stage's file in dataset/"] = None
     tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ in save_dir"] = None
     save_dir: Annotated[Path, "where weights get the original's names"] = Path("out")
@@ -160,7 +158,8 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, "newest checkpoints kept in the run directory, beside the best one"] = 2
     log_interval: Annotated[int, "optimizer steps between lines on the console (metrics.jsonl has every step)"] = 100
     hang_timeout: Annotated[
-        float, "seconds without progress of a rank before the run ends as hung (first step and saves: 6 times); 0: never"
+        float,
+        "seconds a rank may make no progress before the run ends as hung (first step, saves: 6 times); 0: no limit",
     ] = 600.0
     max_bad_steps: Annotated[int, "steps in a row with a gradient that is not finite before the run fails"] = 3
     use_wandb: Annotated[bool, "also log to Weights & Biases (rank 0)"] = False

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind.config import ModelConfig
+from minimind.dropout import Dropout, Place
 from minimind.rundir import Reason, RunError
 
 
@@ -113,7 +114,12 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Cache | None
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        lengths: Sequence[int] | None,
+        cache: Cache | None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         b, t, _ = x.shape
@@ -130,10 +136,12 @@ class Attention(nn.Module):
         elif cache is not None and k.shape[2] > t:
             seen = torch.ones(t, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - t)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        elif dropout is not None:
+            out = dropout.attend(q, k, v, lengths, self.layer)
         else:
             out = attend(q, k, v, lengths)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
-        return projected
+        return dropout(projected, Place.RESIDUAL, self.layer) if dropout is not None else projected
 
 
 def rms_norm(config: ModelConfig, width: int) -> RMSNorm:
@@ -163,8 +171,9 @@ class MoE(nn.Module):
     per text and averages over texts, minimind3 over all tokens of the pass at once.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.k, self.experts_count = config.experts_per_token, config.num_experts
         self.per_text = config.arch == "minimind2"
         self.weight_of_auxiliary = 0.1 if self.per_text else 5e-4
@@ -173,7 +182,7 @@ class MoE(nn.Module):
         self.shared_experts = nn.ModuleList(MLP(config) for _ in range(config.num_shared_experts))
         self.auxiliary: Tensor | None = None
 
-    def forward(self, x: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | None, dropout: Dropout | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         flat = x.reshape(-1, x.shape[-1])  # (B*T, C)
         scores = self.gate(flat).float().softmax(-1)  # (B*T, E)
@@ -184,10 +193,17 @@ class MoE(nn.Module):
         rows = slots // self.k
         groups = torch.split(flat[rows], counts.tolist())  # without tokens an expert runs on none: gradient 0
         outs = torch.cat([expert(group) for expert, group in zip(self.experts, groups, strict=True)])
+        if dropout is not None:
+            outs = dropout.experts(outs, self.layer, token=rows, expert=chosen.flatten()[slots])
         outs = outs * weight.flatten()[slots, None].to(outs.dtype)
         out = torch.zeros_like(outs[: len(flat)]).index_add(0, rows, outs)
-        for expert in self.shared_experts:
-            out = out + expert(flat)
+        for number, expert in enumerate(self.shared_experts):
+            shared = expert(flat)
+            if dropout is not None:
+                everyone = torch.arange(len(flat), device=flat.device)
+                which = torch.full_like(everyone, self.experts_count + number)
+                shared = dropout.experts(shared, self.layer, token=everyone, expert=which)
+            out = out + shared
         if self.training:
             self.auxiliary = self._balance(scores, chosen, lengths or [x.shape[1]] * x.shape[0])
         return out.view_as(x)
@@ -209,18 +225,25 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MoE(config) if config.num_experts else MLP(config)
+        self.mlp = MoE(config, layer) if config.num_experts else MLP(config)
         self.input_layernorm = rms_norm(config, config.hidden_size)
         self.post_attention_layernorm = rms_norm(config, config.hidden_size)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Cache | None
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        lengths: Sequence[int] | None,
+        cache: Cache | None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.self_attn(self.input_layernorm(x), tables, lengths, cache)
+        x = x + self.self_attn(self.input_layernorm(x), tables, lengths, cache, dropout)
         normed = self.post_attention_layernorm(x)
-        out: Tensor = x + (self.mlp(normed, lengths) if isinstance(self.mlp, MoE) else self.mlp(normed))
-        return out
+        if isinstance(self.mlp, MoE):
+            return x + self.mlp(normed, lengths, dropout)
+        out: Tensor = self.mlp(normed)
+        return x + (out if dropout is None else dropout(out, Place.FEED_FORWARD, self.self_attn.layer))
 
 
 class Decoder(nn.Module):
@@ -242,6 +265,8 @@ class MiniMind(nn.Module):
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.model.embed_tokens.weight = self.lm_head.weight
+        self.dropout: Dropout | None = None
+        """What the next pass drops; whoever trains sets it for each pass, since only it knows the samples."""
 
     def flops_per_token(self) -> int:
         """Training FLOPs of one token: 6 for each weight of a matmul (Kaplan et al. 2020).
@@ -295,8 +320,11 @@ class MiniMind(nn.Module):
             )
         tables = rotary_tables(self.config, positions)
         x = self.model.embed_tokens(input_ids)
+        dropout = self.dropout if self.training else None
+        if dropout is not None:
+            x = dropout(x, Place.EMBEDDING)
         for block in self.model.layers:
-            x = block(x, tables, lengths, cache)
+            x = block(x, tables, lengths, cache, dropout)
         if cache is not None:
             cache.length += input_ids.shape[1]
         x = self.model.norm(x)  # (B, T, C)

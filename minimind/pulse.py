@@ -164,9 +164,7 @@ class Watch:
         last = min(seen.place for seen in self.ranks.values())
         behind = {rank: seen for rank, seen in self.ranks.items() if seen.place == last}
         joining_s = max(float(seen.beat["allowed_s"]) for seen in known)
-        overdue = all(
-            0 < float(seen.beat.get("allowed_s", joining_s)) < seen.unchanged_s for seen in behind.values()
-        )
+        overdue = all(0 < float(seen.beat.get("allowed_s", joining_s)) < seen.unchanged_s for seen in behind.values())
         return self._told(behind) if overdue else None
 
     def _told(self, behind: dict[int, _Seen]) -> RunError:
