@@ -100,8 +100,13 @@ def _run(
             epochs=config.epochs,
         )
         if config.use_wandb:
-            run_id = attempt.dir.root.name
-            metrics.track(project=config.wandb_project, name=run_id, config=to_plain(config), folder=attempt.dir.root)
+            metrics.track(
+                project=config.wandb_project,
+                stage=state.stage.info.name,
+                run_id=attempt.dir.root.name,
+                config=to_plain(config),
+                folder=attempt.dir.root,
+            )
     stopped = False
     with metrics or nullcontext():
         while state.step < last and not stopped:

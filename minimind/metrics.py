@@ -1,6 +1,6 @@
 """Numbers of each step: one line in metrics.jsonl always, the console by interval, Weights & Biases on request.
 
-A tracker that is missing, fails or dies is said once and never stops training.
+A tracker that is missing, fails or dies is said once and never stops training (:mod:`minimind.tracker`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 from typing import Any, Self
+
+from minimind.tracker import Tracker
 
 PEAK_FLOPS: dict[str, float] = {
     "NVIDIA GeForce RTX 4090": 165.2e12,
@@ -28,23 +30,19 @@ class Metrics:
         )
         self.log_interval, self.total_steps = log_interval, total_steps
         self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
-        self.tracker: Any = None
+        self.tracker: Tracker | None = None
         self.started: tuple[float, int] | None = None
         if path.stat().st_size and path.read_bytes()[-1:] != b"\n":
             self.file.write(b"\n")  # a line cut by a kill stays unterminated for readers, ours begins on a new one
 
-    def track(self, *, project: str, name: str, config: dict[str, Any], folder: Path) -> None:
-        """Also log to Weights & Biases, offline where there is no key."""
-        try:
-            import wandb
-
-            keyed = bool(os.environ.get("WANDB_API_KEY")) or Path("~/.netrc").expanduser().exists()
-            mode = os.environ.get("WANDB_MODE") or ("online" if keyed else "offline")
-            self.tracker = wandb.init(
-                project=project, name=name, id=name, resume="allow", config=config, dir=str(folder), mode=mode
-            )
-        except Exception as error:  # whatever a tracker does must not cost a training
-            print(f"warning: not tracking with wandb: {type(error).__name__}: {error}", flush=True)
+    def track(self, *, project: str, stage: str, run_id: str, config: dict[str, Any], folder: Path) -> None:
+        """Also log to Weights & Biases, offline where there is no key; a resume goes on under the same ``run_id``."""
+        label = {"full_sft": "Full-SFT", "dpo": "DPO", "lora": "LoRA"}.get(stage, stage.capitalize())
+        name = (
+            f"MiniMind-{label}-Epoch-{config['epochs']}-BatchSize-{config['batch_size']}"
+            f"-LearningRate-{config['learning_rate']}"
+        )
+        self.tracker = Tracker(project=project, name=name, run_id=run_id, config=config, folder=folder)
 
     def log(self, line: dict[str, Any]) -> None:
         """Record one step."""
@@ -63,23 +61,16 @@ class Metrics:
                 f"left {left_s:.0f} s",
                 flush=True,
             )
-        if self.tracker is not None:
-            try:
-                self.tracker.log({k: v for k, v in line.items() if k not in ("step", "time")}, step=step)
-            except Exception as error:
-                print(f"warning: wandb stopped: {type(error).__name__}: {error}; training goes on", flush=True)
-                self.tracker = None
+            if self.tracker is not None:
+                self.tracker.log({key: value for key, value in line.items() if key != "time"})
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.file.close()
         if self.tracker is not None:
-            try:
-                self.tracker.finish()
-            except Exception as error:
-                print(f"warning: wandb did not finish: {type(error).__name__}: {error}", flush=True)
+            self.tracker.close(failed=kind is not None)
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -57,8 +57,8 @@ def write(
     faults = jsonl.Faults()
     told = _Progress(path.name, total_bytes, say)
     tokens = documents = 0
-    with contextlib.ExitStack() as stack:
-        try:
+    try:
+        with contextlib.ExitStack() as stack:
             files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in ("ids", *ARRAYS)}
             files["offsets"].write(np.zeros(1, np.int64).tobytes())
             stack.enter_context(jsonl.readable(path))
@@ -80,17 +80,17 @@ def write(
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            raise _full(folder, told) from error
-        except BrokenProcessPool as error:
-            raise RunError(
-                f"a process that tokenised {path} was killed",
-                why="nothing but the system ends them, most likely for lack of memory",
-                remedy="run the same command again with less beside it, or on a machine with more memory",
-                reason=Reason.OOM_KILLED,
-            ) from error
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise _full(folder, told) from error
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"a process that tokenised {path} was killed",
+            why="nothing but the system ends them, most likely for lack of memory",
+            remedy="run the same command again with less beside it, or on a machine with more memory",
+            reason=Reason.OOM_KILLED,
+        ) from error
     faults.refuse(path, skip_bad_lines=skip_bad_lines)
     if tokens == 0:
         raise RunError(
