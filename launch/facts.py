@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 MINIMUM_PYTHON = (3, 11)
 
@@ -16,6 +18,7 @@ PATH=$PATH:/usr/local/bin:/opt/homebrew/bin:$HOME/miniconda3/bin:/root/miniconda
 say() { printf '%s=%s\n' "$1" "$2"; }
 have() { command -v "$1" >/dev/null 2>&1; }
 brief() { if have timeout; then timeout 10 "$@"; else "$@"; fi; }
+say clock "$(date +%s.%N)"
 say root "$root"
 say home "$HOME"
 say now "$(date +%s)"
@@ -27,14 +30,18 @@ say gid "$(id -g)"
 say cpus "$(getconf _NPROCESSORS_ONLN 2>/dev/null || nproc 2>/dev/null || sysctl -n hw.ncpu)"
 if [ -r /proc/sys/kernel/random/boot_id ]; then say boot_id "$(cat /proc/sys/kernel/random/boot_id)"; fi
 if [ -e /.dockerenv ] || [ -e /run/.containerenv ] ||
-  grep -qE 'docker|kubepods|containerd|lxc' /proc/1/cgroup 2>/dev/null; then say in_container 1; fi
+  grep -qE 'docker|kubepods|containerd|lxc' /proc/1/cgroup 2>/dev/null ||
+  grep -q '^overlay / overlay ' /proc/mounts 2>/dev/null; then say in_container 1; fi
 if have rsync; then say rsync 1; fi
+if [ -w /dev/shm ] && grep -q '^[^ ]* /dev/shm tmpfs ' /proc/mounts 2>/dev/null; then say memory /dev/shm; fi
 if have docker; then
-  say docker "$(brief docker info --format '{{.ServerVersion}} {{json .Runtimes}}' 2>/dev/null)" &
+  say docker "$(brief docker info --format '{{json .}}' 2>/dev/null)" &
 fi
+if have nvidia-container-runtime-hook || have nvidia-container-toolkit; then say gpus_option 1; fi
 if have nvidia-smi; then
-  brief nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null |
-    while IFS= read -r gpu; do say gpu "$gpu"; done &
+  brief nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null | {
+    while IFS= read -r gpu; do case $gpu in *,*) say gpu "$gpu" ;; esac; done
+  } &
 fi
 for python in ${wanted:+"$wanted"} $([ -n "$wanted" ] || echo python3 python3.13 python3.12 python3.11 python); do
   found=$("$python" -c 'import sys; v = sys.version_info; print("%d.%d.%d" % v[:3], sys.executable)' 2>/dev/null)
@@ -51,13 +58,15 @@ for path in "$@"; do
     say path "$(wc -c <"$path" | tr -d ' ') $(sha <"$path" | cut -d' ' -f1)"
   elif [ -d "$path" ]; then say path folder; else say path none; fi
 done
-wait
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """A host as it is now. ``root`` is absolute; ``now`` is its clock, seconds since the epoch."""
+    """A host as it is now. ``root`` is absolute; ``now`` is its clock, seconds since the epoch.
+
+    ``memory_dir`` is a folder in memory that anybody may write into.
+    """
 
     system: str
     arch: str
@@ -77,6 +86,7 @@ class HostFacts:
     rsync: bool
     free_bytes: int | None
     boot_id: str | None
+    memory_dir: str | None = None
 
     def expand(self, path: str) -> str:
         """An absolute path for one that may begin with ``@/``, the root, or ``~/``."""
@@ -99,12 +109,13 @@ class There:
     sha256: str | None = None
 
 
-def probe(root: str, python: str | None, paths: Sequence[str] = ()) -> list[str]:
+def probe(root: str, python: str | None, paths: Sequence[str] = (), *, more: str = "") -> list[str]:
     """The command whose output :func:`parse` and :func:`parse_paths` read.
 
-    ``python`` limits the search to one interpreter. A path may begin with ``@/``, the root, or ``~/``.
+    ``python`` limits the search to one interpreter. A path may begin with ``@/``, the root, or ``~/``. ``more`` is
+    shell text that says more (``say key value``), knowing ``$root`` and ``$python``.
     """
-    return ["sh", "-c", PROBE, "sh", root, python or "", *paths]
+    return ["sh", "-c", f"{PROBE}{more}wait\n", "sh", root, python or "", *paths]
 
 
 def parse_paths(text: str, paths: Sequence[str]) -> dict[str, There]:
@@ -137,7 +148,7 @@ def parse(text: str) -> HostFacts:
     def one(key: str, default: str = "") -> str:
         return values.get(key, [default])[0]
 
-    engine, _, runtimes = one("docker").partition(" ")
+    engine = docker_info(one("docker"))
     python, version = _best_python(values.get("python", []))
     return HostFacts(
         system=one("system"),
@@ -150,15 +161,25 @@ def parse(text: str) -> HostFacts:
         now=float(one("now")),
         cpus=int(one("cpus") or 1),
         in_container=one("in_container") == "1",
-        docker_usable=engine[:1].isdigit(),
-        docker_has_nvidia='"nvidia"' in runtimes,
+        docker_usable=str(engine.get("ServerVersion", ""))[:1].isdigit(),
+        docker_has_nvidia="nvidia" in (engine.get("Runtimes") or {}) or one("gpus_option") == "1",
         gpus=tuple(gpu for gpu in values.get("gpu", []) if gpu),
         python=python,
         python_version=version,
         rsync=one("rsync") == "1",
         free_bytes=_free_bytes(one("df")),
         boot_id=one("boot_id") or None,
+        memory_dir=one("memory") or None,
     )
+
+
+def docker_info(told: str) -> dict[str, Any]:
+    """What ``docker info`` printed as JSON; {} when it printed none."""
+    try:
+        loaded = json.loads(told)
+    except ValueError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def _best_python(lines: Iterable[str]) -> tuple[str | None, tuple[int, int, int] | None]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from launch.errors import LaunchError, printable
+from launch.secrets import redact, redact_stream
 
 COLOURS = {
     "RUNNING": "green",
@@ -52,6 +55,30 @@ class Terminal:
             yield lambda count: progress.advance(task, count)
 
 
+class _Hiding:
+    """A text stream that writes no secret; all else is the stream's own."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def hide_secrets() -> None:
+    """Let nothing that is written to stdout or stderr as text show a known secret."""
+    if not isinstance(sys.stdout, _Hiding):
+        sys.stdout, sys.stderr = cast(TextIO, _Hiding(sys.stdout)), cast(TextIO, _Hiding(sys.stderr))
+
+
 def paragraph(error: LaunchError) -> None:
     """An error for people: what, why, remedy."""
     print(f"{_emphasis('error: ', '1;31')}{error}", file=sys.stderr, flush=True)  # noqa: T201
@@ -77,14 +104,49 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     print("\n".join(line.rstrip() for line in capture.get().splitlines()), flush=True)  # noqa: T201
 
 
+def checklist(rows: Sequence[tuple[str, str, str, str | None]]) -> None:
+    """Verdict, name, what was found and a remedy, a line each on stdout; wrapped and coloured on a terminal."""
+    watched = sys.stdout.isatty()
+    width = max(40, shutil.get_terminal_size().columns) if watched else 1 << 16
+    longest = min(14, max((len(name) for _, name, _, _ in rows), default=0))
+    margin = " " * (longest + 8)
+    colours = {"ok": "32", "warn": "33", "unfit": "1;31"} if watched and "NO_COLOR" not in os.environ else {}
+    for verdict, name, found, remedy in rows:
+        head = f"{verdict:5}  {name:{longest}}"
+        if len(head) > len(margin) - 1:  # a long name has a line of its own
+            lines = [head, *textwrap.wrap(printable(found), width, initial_indent=margin, subsequent_indent=margin)]
+        else:
+            lines = textwrap.wrap(printable(found), width, initial_indent=f"{head} ", subsequent_indent=margin)
+        if remedy is not None:
+            lines += textwrap.wrap(
+                f"-> {printable(remedy)}", width, initial_indent=margin, subsequent_indent=f"{margin}   "
+            )
+        if verdict in colours:
+            lines[0] = f"\x1b[{colours[verdict]}m{verdict:5}\x1b[0m{lines[0][5:]}"
+        print("\n".join(lines), flush=True)  # noqa: T201
+
+
 class LogWriter:
-    """Passes log bytes on: unchanged into a pipe or file, on a terminal only text, colour, newline, tab and return."""
+    """Passes log bytes on: unchanged into a pipe or file, on a terminal only text, colour, newline, tab and return.
+
+    Known secrets are replaced everywhere; what may be the beginning of one waits for more, or for :meth:`end`.
+    """
 
     def __init__(self, out: BinaryIO, *, terminal: bool) -> None:
         self._out, self._terminal, self._held = out, terminal, b""
+        self._secret = b""
 
     def __call__(self, data: bytes) -> None:
         """Write and flush."""
+        data, self._secret = redact_stream(self._secret + data)
+        self._write(data)
+
+    def end(self) -> None:
+        """Nothing follows: write what was held back."""
+        self._write(self._secret)
+        self._secret = b""
+
+    def _write(self, data: bytes) -> None:
         if self._terminal:
             data, self._held = clean(self._held + data)
         self._out.write(data)

@@ -14,6 +14,7 @@ from minimind.process import PR_SET_PDEATHSIG, prctl
 USES = {
     "chat": ("minimind.generate", "chat"),
     "eval": ("minimind.evaluate", "evaluate"),
+    "plan": ("minimind.plan", "plan"),
 }
 """Use -> module and function, imported when it is asked for."""
 HELP = """usage: python -m minimind <stage> [flags]      train (also under torchrun -m minimind …)
@@ -32,18 +33,27 @@ def _join_supervisor() -> None:
     if attempt is None or rank is None:
         return
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    run_dir = sys.argv[sys.argv.index("--run_dir") + 1]
-    log = Path(run_dir) / "attempts" / attempt / f"log.rank{rank}.txt"
+    log = Path(os.environ["MINIMIND_RUN_DIR"]) / "attempts" / attempt / f"log.rank{rank}.txt"
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
 
 
+def _asked_of_rank(run_dir: Path) -> list[str]:
+    """What the run's spec asks for, as if it stood on the command line: torchrun would parse it as its own there."""
+    from minimind.rundir import RunDir, RunSpec
+
+    spec = RunSpec.from_json(RunDir(run_dir).spec.read_bytes())
+    return [spec.stage, *spec.flags, "--run_dir", str(run_dir)]
+
+
 def main(argv: list[str]) -> int:
     """Run a stage or a use; returns the exit code."""
     from minimind.catalog import CATALOG
 
+    if argv[:1] == ["rank"]:  # one of torchrun's, under a supervisor
+        argv = _asked_of_rank(Path(argv[1]))
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         print(HELP.format(stages=" ".join(CATALOG), uses=" ".join(USES)), end="")
@@ -62,6 +72,9 @@ def main(argv: list[str]) -> int:
         code = report(error)
         # torchrun answers a failed rank with a page of its own; where all ranks left together exit.json says it all
         return 0 if "MINIMIND_ATTEMPT" in os.environ and error.agreed else code
+    except KeyboardInterrupt:
+        print("interrupted before the first step", file=sys.stderr, flush=True)
+        return 130
     except Exception as error:
         return report(error)
 

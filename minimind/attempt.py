@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import shutil
 import sys
 import threading
 import time
@@ -55,7 +57,7 @@ class Attempt:
         if self.supervised:
             self.folder = self.dir.attempt(int(os.environ["MINIMIND_ATTEMPT"]))
         elif self.rank == 0:
-            self.folder = self._take(stage, argv)
+            self.folder = self._begin(stage, argv)
         self._begin_pulse()
 
     def adopt(self, root: str) -> None:
@@ -106,6 +108,25 @@ class Attempt:
             time.sleep(0.1)
         return error
 
+    def _begin(self, stage: str, argv: list[str]) -> Path:
+        """Make the run directory; one that could not be used is not left behind."""
+        new = not self.dir.root.exists()
+        try:
+            return self._take(stage, argv)
+        except OSError as error:
+            if new:
+                shutil.rmtree(self.dir.root, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    self.dir.root.parent.rmdir()  # stays when it holds another run
+            raise RunError(
+                f"{self.dir.root} cannot be used as a run directory",
+                why=str(error),
+                remedy="free space there, or give another --run_dir"
+                if is_disk_full(error)
+                else "give a --run_dir (or a --save_dir, whose neighbour runs/ it is) in a folder that you can write",
+                reason=Reason.DISK_FULL if is_disk_full(error) else Reason.TRAINER_ERROR,
+            ) from error
+
     def _take(self, stage: str, argv: list[str]) -> Path:
         self.dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "boot_id": boot_id()}
@@ -153,6 +174,13 @@ class Attempt:
             if self.rank == 0:
                 self._conclude({"status": self.status, "last_step": self.last_step})
             return
+        if isinstance(error, KeyboardInterrupt):
+            error = RunError(
+                "interrupted before the first step",
+                why="Ctrl-C, or a signal that means the same",
+                remedy="start it again; nothing was trained",
+                reason=Reason.SIGNAL,
+            )
         if isinstance(error, PeerFailed) or not isinstance(error, Exception):
             return
         if isinstance(error, RunError):
@@ -193,8 +221,8 @@ class Attempt:
 def record_early(error: RunError) -> None:
     """Under the supervisor, put down what went wrong before there was an attempt to hold it; all ranks see the same."""
     number, rank = os.environ.get("MINIMIND_ATTEMPT"), os.environ.get("RANK", "0")
-    if number is not None and "--run_dir" in sys.argv:
-        folder = RunDir(sys.argv[sys.argv.index("--run_dir") + 1]).attempt(int(number))
+    if number is not None:
+        folder = RunDir(os.environ["MINIMIND_RUN_DIR"]).attempt(int(number))
         said = {"reason": error.reason, "what": error.what, "why": error.why, "remedy": error.remedy}
         publish(folder / f"error.rank{rank}.json", to_json({**said, "rank": int(rank), "time": time.time()}))
         error.agreed = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_DUMPABLE = 4
 
 
 def boot_id() -> str | None:
@@ -70,6 +72,13 @@ def oom_kills() -> int:
             if key == "oom_kill":
                 return int(value)
     return 0
+
+
+def leave_no_core() -> None:
+    """Let a crash of this process write no memory to disk. Children inherit the limit, which exec keeps."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    prctl(PR_SET_DUMPABLE, 0)  # a core that is piped to a program ignores the limit
 
 
 def prctl(option: int, value: int) -> None:

@@ -19,13 +19,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimind.durable import AlreadyHeld, hold, publish, to_json, tree_hash, verified_weights
+from minimind.durable import AlreadyHeld, hold, publish, to_json, tree_hash
+from minimind.guard import Guard, end_all_below
+from minimind.keys import receive
 from minimind.process import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, boot_id, detach, oom_kills, prctl, start_time
 from minimind.rundir import BEAT_INTERVAL_S, Reason, RunDir, RunError, RunSpec
+from minimind.verdict import broken, judge, paragraph
 
 EXIT_FAILED = 6
 EXIT_INVALID = 3
@@ -34,6 +37,8 @@ GRACE_S = 300.0
 """How long a stopped run may take to save before torchrun is signalled."""
 KILL_AFTER_S = 20.0
 POLL_S = 0.1
+RESERVE, RESERVE_BYTES = ".exit.json.tmp", 16 << 10
+"""Room for exit.json, taken at the start: how a run ended can be written down on a disk that it has filled."""
 
 
 def last_metrics_step(path: Path, *, tail_bytes: int = 4096) -> int:
@@ -45,15 +50,6 @@ def last_metrics_step(path: Path, *, tail_bytes: int = 4096) -> int:
         return int(json.loads(lines[-1])["step"])
     except (OSError, ValueError, LookupError, TypeError):
         return 0
-
-
-def torchrun(spec: RunSpec, run_dir: Path, *, nproc: int) -> list[str]:
-    """The command that trains: one host, loopback rendezvous on a free port, no restarts."""
-    return [
-        sys.executable,
-        *("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-        *("--nproc-per-node", str(nproc), "-m", "minimind", spec.stage, *spec.flags, "--run_dir", str(run_dir)),
-    ]
 
 
 def describe_environment(spec: RunSpec, *, nproc: int, attempt: int) -> dict[str, Any]:
@@ -70,8 +66,9 @@ def describe_environment(spec: RunSpec, *, nproc: int, attempt: int) -> dict[str
     gpus: list[str] = []
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        said = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-        gpus = said.stdout.splitlines() if said.returncode == 0 else []
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # a driver that hangs; the ranks will tell
+            said = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+            gpus = said.stdout.splitlines() if said.returncode == 0 else []
     return {
         "attempt": attempt,
         "nproc": nproc,
@@ -95,7 +92,8 @@ class HeldError(RunError):
 class Supervisor:
     """One attempt of one run, from the lock to exit.json."""
 
-    def __init__(self, run_dir: Path, *, nproc: int | None = None) -> None:
+    def __init__(self, run_dir: Path, *, nproc: int | None = None, secrets: Mapping[str, str] | None = None) -> None:
+        self.secrets = dict(secrets or {})
         self.dir = RunDir(run_dir.resolve())
         try:
             self.spec = RunSpec.from_json(self.dir.spec.read_bytes())
@@ -119,8 +117,15 @@ class Supervisor:
         self.attempt = self.dir.last_attempt() + 1
         self.folder = self.dir.attempt(self.attempt)
         self.folder.mkdir(mode=0o700, parents=True)
+        try:
+            publish(self.folder / RESERVE, bytes(RESERVE_BYTES))
+        except OSError:  # an attempt without a word would be called lost
+            self.folder.rmdir()
+            raise
         self.handle = {"kind": "process", **self.identity, "attempt": self.attempt, "nproc": self.nproc}
         self.stop_asked_at: float | None = None
+        self.gave_up = self.quit = False
+        self.guard = Guard(self.folder, self.nproc)
         self.copied_bytes = 0
 
     def run(self) -> int:
@@ -129,24 +134,53 @@ class Supervisor:
         metrics_before = self.dir.metrics.stat().st_size if self.dir.metrics.exists() else 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGQUIT, self._on_quit)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._beat(training=False)
         try:
             publish(self.dir.env, to_json(describe_environment(self.spec, nproc=self.nproc, attempt=self.attempt)))
             code = self._train(metrics_before)
-            said = self._judge(code, killed_for_memory=oom_kills() > kills_before)
-        except RunError as error:
-            said = {"code": EXIT_INVALID, "reason": error.reason, **_paragraph(error), "weights": []}
-        said = {"attempt": self.attempt, **said, "started_at": started_at, "ended_at": time.time()}
+            killed = oom_kills() > kills_before
+            said = judge(self.folder, self.dir.export, code, killed_for_memory=killed, gave_up=self.gave_up)
+            if self.guard.verdict and code != 0:
+                said = {"code": code, **self.guard.verdict, "weights": []}
+        except Exception as error:  # whatever it is, the run must not be left without an end
+            said = broken(error, self.dir.root)
         self._beat(training=False)
-        publish(self.folder / "exit.json", to_json(said))
-        return EXIT_FAILED if said["reason"] else 0
+        concluded = self.conclude({**said, "started_at": started_at})
+        return 0 if concluded and not said["reason"] else EXIT_FAILED
+
+    def conclude(self, said: dict[str, Any]) -> bool:
+        """Write exit.json, over the reserve where the disk has no room; False when even that fails."""
+        last_step = last_metrics_step(self.dir.metrics)
+        said = {"attempt": self.attempt, **said, "last_step": last_step, "ended_at": time.time()}
+        target, reserve = self.folder / "exit.json", self.folder / RESERVE
+        try:
+            try:
+                publish(target, to_json(said))
+                reserve.unlink(missing_ok=True)
+            except OSError:
+                with open(reserve, "r+b") as file:  # its blocks are there already
+                    file.write(to_json(said)[:RESERVE_BYTES])
+                    file.truncate()
+                    os.fsync(file.fileno())
+                reserve.replace(target)
+        except OSError as error:
+            print(f"error: {target} cannot be written: {error}\nit would say: {said}", file=sys.stderr, flush=True)
+            return False
+        return True
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self.dir.stop.touch(mode=0o600)
+        self.stop_asked_at = self.stop_asked_at or time.monotonic()
+        with contextlib.suppress(OSError):  # a disk without room for a name: the grace period ends it
+            self.dir.stop.touch(mode=0o600)
+
+    def _on_quit(self, number: int, frame: object) -> None:
+        self.quit = True
 
     def _train(self, metrics_before: int) -> int:
-        environment = {**os.environ, "MINIMIND_ATTEMPT": str(self.attempt), "PYTHONUNBUFFERED": "1"}
+        ours = {"MINIMIND_ATTEMPT": str(self.attempt), "MINIMIND_RUN_DIR": str(self.dir.root)}
+        environment = {**os.environ, **self.secrets, **ours, "PYTHONUNBUFFERED": "1"}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.nproc)))
         if Path(
             "/sys/class/net/lo"
@@ -154,7 +188,7 @@ class Supervisor:
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
         log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         child = subprocess.Popen(
-            torchrun(self.spec, self.dir.root, nproc=self.nproc),
+            [sys.executable, "-m", "minimind.agent", str(self.nproc)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -164,35 +198,40 @@ class Supervisor:
             preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
         )
         next_beat, training = time.monotonic() + BEAT_INTERVAL_S, False
-        while (code := child.poll()) is None:
-            time.sleep(POLL_S)
+        try:
+            while (code := child.poll()) is None:
+                time.sleep(POLL_S)
+                self._copy_rank0(log)
+                self._enforce_stop(child)
+                self.guard.look()
+                if self.quit and not self.guard.verdict:
+                    self.guard.stop_at_once(self.dir, last_step=last_metrics_step(self.dir.metrics))
+                grew = self.dir.metrics.exists() and self.dir.metrics.stat().st_size > metrics_before
+                if time.monotonic() >= next_beat or grew is not training:
+                    training, next_beat = grew, time.monotonic() + BEAT_INTERVAL_S
+                    self._beat(training=training)
             self._copy_rank0(log)
-            self._enforce_stop(child)
-            grew = self.dir.metrics.exists() and self.dir.metrics.stat().st_size > metrics_before
-            if time.monotonic() >= next_beat or grew is not training:
-                training, next_beat = grew, time.monotonic() + BEAT_INTERVAL_S
-                self._beat(training=training)
-        self._copy_rank0(log)
-        os.close(log)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)  # a worker that outlived torchrun must not write behind our back
+        finally:
+            os.close(log)
+            end_all_below()  # a worker that outlived torchrun must not write behind our back
         return code
 
     def _copy_rank0(self, log: int) -> None:
         # rank 0 writes its own file; log.txt is that and torchrun's words, in the order in which they came
-        with contextlib.suppress(FileNotFoundError), open(self.folder / "log.rank0.txt", "rb") as file:
+        with contextlib.suppress(OSError), open(self.folder / "log.rank0.txt", "rb") as file:  # full: copied later
             file.seek(self.copied_bytes)
             while chunk := file.read(1 << 20):
-                os.write(log, chunk)
-                self.copied_bytes += len(chunk)
+                self.copied_bytes += os.write(log, chunk)
+                file.seek(self.copied_bytes)
 
     def _enforce_stop(self, child: subprocess.Popen[bytes]) -> None:
-        if not self.dir.stop.exists():
+        if self.stop_asked_at is None and not self.dir.stop.exists():
             return
         now = time.monotonic()
         self.stop_asked_at = self.stop_asked_at or now
         waited_s = now - self.stop_asked_at
         if waited_s > GRACE_S:
+            self.gave_up = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL if waited_s > GRACE_S + KILL_AFTER_S else signal.SIGTERM)
 
@@ -207,40 +246,6 @@ class Supervisor:
         with contextlib.suppress(OSError):  # a full disk must not end a training that may still save
             publish(self.dir.beat, to_json(beat))
 
-    def _judge(self, code: int, *, killed_for_memory: bool) -> dict[str, Any]:
-        outcome = _read(self.folder / "outcome.json")
-        errors = sorted((_read(p) for p in self.folder.glob("error.rank*.json")), key=lambda e: float(e.get("time", 0)))
-        status = outcome.get("status")
-        weights = verified_weights(self.dir.export) if status == "done" and code == 0 else []
-        reason: str | None = None
-        first = errors[0] if errors else {}
-        if code == 0 and status == "done":
-            reason = None if weights else Reason.NO_WEIGHTS
-        elif code == 0 and status == "stopped":
-            reason = None
-        elif killed_for_memory:
-            reason = Reason.OOM_KILLED
-        elif errors:
-            reason = first["reason"]
-        elif code == 0:
-            reason = Reason.NO_WEIGHTS
-        else:
-            reason = Reason.SIGNAL if code < 0 or status is None else Reason.TRAINER_ERROR
-        said: dict[str, Any] = {key: first[key] for key in ("what", "why", "remedy", "rank") if key in first}
-        return {"code": code, "reason": reason, **said, "weights": weights}
-
-
-def _paragraph(error: RunError) -> dict[str, str]:
-    return {"what": error.what, "why": error.why, "remedy": error.remedy}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see the module's first lines."""
@@ -250,24 +255,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m minimind.supervise", description="Run one attempt of a run.")
     parser.add_argument("--run_dir", type=Path, required=True, help="the run directory, with its spec.json")
     parser.add_argument("--nproc", type=int, help="ranks, instead of the number in spec.json")
+    parser.add_argument("--secrets", type=Path, help="a JSON file of variables for the ranks; removed once it is read")
     parser.add_argument("--detach", action="store_true", help="go on in the background and print handle.json")
     options = parser.parse_args(arguments)
     if not options.detach:
-        return _attempt(options.run_dir, options.nproc, announce=None)
-    return detach(lambda announce: _attempt(options.run_dir, options.nproc, announce=announce))
+        return _attempt(options, announce=None)
+    return detach(lambda announce: _attempt(options, announce=announce))
 
 
-def _attempt(run_dir: Path, nproc: int | None, *, announce: Callable[[bytes], None] | None) -> int:
+def _attempt(options: argparse.Namespace, *, announce: Callable[[bytes], None] | None) -> int:
     try:
-        supervisor = Supervisor(run_dir, nproc=nproc)
+        supervisor = Supervisor(options.run_dir, nproc=options.nproc, secrets=receive(options.secrets))
     except HeldError as error:
         print(error, file=sys.stderr)
         return EXIT_REFUSED
     except RunError as error:
         print(error, file=sys.stderr)
         return EXIT_INVALID
+    except OSError as error:
+        print(paragraph(error, options.run_dir), file=sys.stderr)
+        return EXIT_FAILED
     if announce:
-        publish(supervisor.dir.handle, to_json(supervisor.handle))
+        try:
+            publish(supervisor.dir.handle, to_json(supervisor.handle))
+        except OSError as error:
+            supervisor.conclude(broken(error, supervisor.dir.root))
+            print(paragraph(error, options.run_dir), file=sys.stderr)
+            return EXIT_FAILED
         announce(to_json(supervisor.handle))
     return supervisor.run()
 

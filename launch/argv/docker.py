@@ -20,9 +20,14 @@ def container_name(run_id: str, attempt: int) -> str:
     return f"minimind-{run_id}-a{attempt}"
 
 
-def _mount(path: str, *, readonly: bool) -> str:
+SECRETS = "/run/minimind-secrets.json"
+"""Where a container finds its secrets."""
+
+
+def mount(path: str, *, readonly: bool, target: str | None = None) -> str:
+    """The value of --mount that binds a path to itself or to ``target``."""
     quoted = '"{}"'.format  # the value of --mount is one line of CSV
-    fields = ("type=bind", quoted(f"source={path}"), quoted(f"target={path}"))
+    fields = ("type=bind", quoted(f"source={path}"), quoted(f"target={target or path}"))
     return ",".join((*fields, "readonly") if readonly else fields)
 
 
@@ -41,8 +46,12 @@ def run(
     networked: bool,
     readonly: Sequence[str] = (),
     nproc_override: int | None = None,
+    secrets: str | None = None,
 ) -> list[str]:
-    """Start a container in the background; ``readonly`` are files outside ``root`` that the run reads."""
+    """Start a container in the background; ``readonly`` are files outside ``root`` that the run reads.
+
+    ``secrets`` is a file on the host with variables for the ranks.
+    """
     return [
         *("docker", "run", "--detach", "--init", "--pull", "never", "--name", name),
         *("--label", f"{RUN_LABEL}={run_id}", "--label", f"{TOKEN_LABEL}={token}"),
@@ -53,11 +62,13 @@ def run(
         *("--stop-timeout", str(STOP_TIMEOUT_S)),
         *("--env", "HOME=/tmp", "--env", "USER=minimind"),  # the uid need not exist inside
         *(("--gpus", "all") if gpus else ()),
-        *("--mount", _mount(root, readonly=False)),
-        *(word for path in readonly for word in ("--mount", _mount(path, readonly=True))),
+        *("--mount", mount(root, readonly=False)),
+        *(word for path in readonly for word in ("--mount", mount(path, readonly=True))),
+        *(("--mount", mount(secrets, readonly=True, target=SECRETS)) if secrets else ()),
         image_id,
         *("--run_dir", run_dir),
         *(("--nproc", str(nproc_override)) if nproc_override else ()),
+        *(("--secrets", SECRETS) if secrets else ()),
     ]
 
 

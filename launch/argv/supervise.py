@@ -55,12 +55,16 @@ exec "$@" </dev/null
 """Gives spec.json the bytes of stdin, all at once, and only if they came whole; then runs the command."""
 
 
-def start(*, python: str, pythonpath: str, run_dir: str, nproc: int | None) -> list[str]:
-    """Leave a supervisor running; ``nproc`` overrides the number in spec.json. It prints handle.json."""
+def start(*, python: str, pythonpath: str, run_dir: str, nproc: int | None, secrets: str | None = None) -> list[str]:
+    """Leave a supervisor running; ``nproc`` overrides the number in spec.json. It prints handle.json.
+
+    ``secrets`` is the path of a file with variables for the ranks.
+    """
     return [
         *("env", "PYTHONSAFEPATH=1", f"PYTHONPATH={pythonpath}"),  # the login folder must not shadow the code
         *(python, "-m", "minimind.supervise", "--run_dir", run_dir, "--detach"),
         *(("--nproc", str(nproc)) if nproc else ()),
+        *(("--secrets", secrets) if secrets else ()),
     ]
 
 

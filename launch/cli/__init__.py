@@ -11,6 +11,8 @@ COMMANDS = {
     "init": ("launch.cli.init:init", "Write an annotated launch.toml into this folder."),
     "host": ("launch.cli.host:host", "Add or forget a host of launch.toml."),
     "hosts": ("launch.cli.hosts:hosts", "Show every host, whether it answers, and what it is."),
+    "doctor": ("launch.cli.doctor:doctor", "Say whether hosts are fit to train, and what to do where not."),
+    "secrets": ("launch.cli.secrets:secrets", "Show which secrets are found, and whether one lies around."),
     "run": ("launch.cli.run:run", "Start a run of a training stage and follow it."),
     "ps": ("launch.cli.ps:ps", "Show the runs of every host."),
     "logs": ("launch.cli.logs:logs", "Print a run's log."),

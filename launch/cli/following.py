@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from launch.cli import session
@@ -16,7 +15,7 @@ from launch.ui import LogWriter, paragraph
 from minimind.rundir import State
 
 
-def log_writer(*, to_stderr: bool = False) -> Callable[[bytes], None]:
+def log_writer(*, to_stderr: bool = False) -> LogWriter:
     """Where log bytes go."""
     stream = sys.stderr if to_stderr else sys.stdout
     return LogWriter(stream.buffer, terminal=stream.isatty())
@@ -43,12 +42,15 @@ def follow_from(
     def again() -> Transport:
         return stack.enter_context(connect(known.host(run.host), known))
 
+    write = log_writer(to_stderr=as_json)
     try:
-        ended = follow.follow(again, transport, run, position, log_writer(to_stderr=as_json), session.terminal)
+        ended = follow.follow(again, transport, run, position, write, session.terminal)
     except KeyboardInterrupt:
         session.terminal.say(f"detached; {run.run_id} goes on")
         session.terminal.say(f"return: launch logs -f {run.run_id}\nend it: launch stop {run.run_id}")
         return int(Exit.INTERRUPTED)
+    finally:
+        write.end()
     if ended.state.state is State.LOST and position.offset == 0:
         with suppress(LaunchError):
             session.terminal.say(control.last_words(again(), ended) or "it left no log")

@@ -38,7 +38,9 @@ def logs(run: str, keep_on: bool, rank: int | None, attempt: int | None, host: s
         )
         if keep_on and number == max(1, found.state.attempt):
             return following.follow_from(stack, known, transport, found, position)
-        follow.drain(transport, position, following.log_writer())
+        write = following.log_writer()
+        follow.drain(transport, position, write)
+        write.end()
         if position.offset == 0:
             words = control.last_words(transport, found) or f"{position.folder}/{position.file} is empty or not there"
             session.terminal.say(words)

@@ -86,7 +86,7 @@ def run(hosts: tuple[str, ...], data: str | None, trainer_flags: tuple[str, ...]
         record: list[DryStep] = []
         if asked["dry_run"]:
             transport, here = DryTransport(transport, record), DryTransport(here, record)
-        request = start.Request(stage=asked["stage"], flags=words, nproc=asked["nproc"], name=asked["name"])
+        request = session.request(transport.host, asked["stage"], words, nproc=asked["nproc"], name=asked["name"])
         plan = start.plan(request, session.ends(transport, here, known), session.laptop(known.home))
         handle = start.carry_out(plan, transport, here, session.terminal)
         if asked["dry_run"]:

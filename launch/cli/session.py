@@ -11,20 +11,47 @@ from typing import Any
 
 import click
 
-from launch import environment, inventory
-from launch.inventory import Inventory
-from launch.runs.start import Ends, Laptop, code_version
+from launch import environment, flags, inventory, secrets
+from launch.inventory import Host, Inventory
+from launch.runs.start import Ends, Laptop, Request, code_version
 from launch.transport import Transport
-from launch.ui import Terminal
+from launch.ui import Terminal, hide_secrets
+from minimind.process import leave_no_core
 
 terminal = Terminal()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
 def load() -> Inventory:
-    """The inventory that the command line names."""
-    asked = click.get_current_context().find_root().params.get("inventory")
-    return inventory.load(Path(asked) if asked else None, cwd=Path.cwd(), environ=os.environ)
+    """The inventory that the command line names; its secrets are hidden from here on."""
+    root = click.get_current_context().find_root()
+    asked = root.params.get("inventory")
+    known = inventory.load(Path(asked) if asked else None, cwd=Path.cwd(), environ=os.environ)
+    names = (secrets.WANDB, *(name for host in known.hosts.values() for name in host.secrets))
+    configured = any(host.secrets for host in known.hosts.values())
+    root.obj = secrets.gather(names, environ=os.environ, file=known.secrets_file, keyring=configured)
+    if secrets.any_known():
+        leave_no_core()
+        hide_secrets()
+    return known
+
+
+def vault() -> secrets.Vault:
+    """The secrets that :func:`load` found."""
+    found = click.get_current_context().find_root().obj
+    assert isinstance(found, secrets.Vault)
+    return found
+
+
+def request(host: Host, stage: str, words: tuple[str, ...], *, nproc: int | None, name: str | None) -> Request:
+    """What to start, with the secrets that it is to have.
+
+    Raises:
+        LaunchError: INVALID when a secret that the inventory names was not found, or may not be used.
+    """
+    optional = (secrets.WANDB,) if flags.is_on(words, "use_wandb") else ()
+    hand = vault().pick(host.secrets, optional=optional)
+    return Request(stage=stage, flags=words, nproc=nproc, name=name, secrets=hand)
 
 
 def laptop(home: Path) -> Laptop:

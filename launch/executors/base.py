@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from launch import secrets
+from launch.argv import handover, supervise
 from launch.facts import HostFacts
+from launch.secrets import Secret
 from launch.transport import Transport
 
 Handle = Mapping[str, Any]
@@ -28,7 +31,7 @@ class Attempt:
     """One start of one run; paths are absolute on the host.
 
     ``spec_json`` is the spec of a run that has none there yet: it is written first. ``nproc`` is given where it differs
-    from the spec's; ``readonly`` are files outside ``root`` that the run reads.
+    from the spec's; ``readonly`` are files outside ``root`` that the run reads; ``secrets`` go into ``secrets_file``.
     """
 
     run_id: str
@@ -41,6 +44,26 @@ class Attempt:
     spec_json: bytes | None = None
     networked: bool = False
     readonly: tuple[str, ...] = ()
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    secrets_file: str | None = None
+
+    def around(self, argv: Sequence[str], *, container: str = "") -> tuple[list[str], bytes]:
+        """The command that starts it, with what has to be on the host before, and the bytes of its stdin."""
+        stdin = b""
+        if self.spec_json is not None:
+            argv = supervise.after_spec(argv, run_dir=self.run_dir, length_bytes=len(self.spec_json))
+            stdin = self.spec_json
+        if self.secrets_file is not None:
+            handed = secrets.payload(self.secrets)
+            argv = handover.with_secrets(
+                argv,
+                file=self.secrets_file,
+                length_bytes=len(handed),
+                container=container,
+                started=f"{self.run_dir}/attempts/{self.number}",
+            )
+            stdin = handed + stdin
+        return list(argv), stdin
 
 
 class Executor(Protocol):

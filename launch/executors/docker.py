@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from launch.argv import docker, supervise
+from launch.argv import docker
 from launch.errors import Exit, LaunchError
 from launch.executors.base import Attempt, Handle
 from launch.facts import HostFacts
@@ -41,12 +41,12 @@ class DockerExecutor:
             networked=attempt.networked,
             readonly=attempt.readonly,
             nproc_override=attempt.nproc,
+            secrets=attempt.secrets_file,
         )
-        if attempt.spec_json is not None:
-            argv = supervise.after_spec(argv, run_dir=attempt.run_dir, length_bytes=len(attempt.spec_json))
-        result = transport.run(argv, stdin=attempt.spec_json or b"", check=False)
+        argv, stdin = attempt.around(argv, container=name)
+        result = transport.run(argv, stdin=stdin, check=False)
         if result.code == COULD_NOT_START and self._clear(transport, name, token):
-            result = transport.run(argv, stdin=attempt.spec_json or b"", check=False)
+            result = transport.run(argv, stdin=stdin, check=False)
         if result.code != 0:
             self._clear(transport, name, token)
             raise LaunchError(

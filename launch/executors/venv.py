@@ -25,10 +25,10 @@ class VenvExecutor:
             pythonpath=environment.pythonpath or "",
             run_dir=attempt.run_dir,
             nproc=attempt.nproc,
+            secrets=attempt.secrets_file,
         )
-        if attempt.spec_json is not None:
-            argv = supervise.after_spec(argv, run_dir=attempt.run_dir, length_bytes=len(attempt.spec_json))
-        result = transport.run(argv, stdin=attempt.spec_json or b"", check=False)
+        argv, stdin = attempt.around(argv)
+        result = transport.run(argv, stdin=stdin, check=False)
         if result.code == 0:
             return _handle(result.stdout)
         said = result.stderr.decode(errors="replace").strip().splitlines()

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
+from launch import secrets
 from launch.errors import Exit, LaunchError, printable
 
 FILE = "launch.toml"
@@ -46,6 +47,7 @@ class Host:
     identity_file: Path | None = None
     python: str | None = None
     image: str | None = None
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Inventory:
     hosts: Mapping[str, Host]
     known_hosts: Path
     ssh_config: Path | None = None
+    secrets_file: Path = Path(secrets.FILE)
 
     def host(self, name: str) -> Host:
         """The host of this name.
@@ -115,17 +118,20 @@ def build(table: Mapping[str, Any], *, path: Path | None, home: Path, ssh_config
         LaunchError: INVALID, naming the file and the key.
     """
     where = str(path or FILE)
-    _known_keys(table, ("known_hosts", "hosts"), where=where, prefix="")
+    _known_keys(table, ("known_hosts", "secrets", "secrets_file", "hosts"), where=where, prefix="")
     known_hosts = _typed(table, "known_hosts", str, where=where, prefix="") or KNOWN_HOSTS
     entries = _typed(table, "hosts", dict, where=where, prefix="") or {}
-    hosts = {name: _host(name, entry, home=home, where=where) for name, entry in entries.items()}
-    hosts.setdefault(LOCAL, _host(LOCAL, {}, home=home, where=where))
+    names = _secrets(table, where=where, prefix="") or ()
+    tables = entries | {LOCAL: entries.get(LOCAL, {})}
+    hosts = {name: _host(name, entry, home=home, where=where, secret_names=names) for name, entry in tables.items()}
+    secrets_file = _typed(table, "secrets_file", str, where=where, prefix="") or secrets.FILE
     return Inventory(
         path=path,
         home=home,
         hosts=MappingProxyType(hosts),
         known_hosts=home / _expanded(known_hosts),
         ssh_config=ssh_config,
+        secrets_file=home / _expanded(secrets_file),
     )
 
 
@@ -171,7 +177,7 @@ def _unusable(path: Path | None, why: str, remedy: str) -> LaunchError:
     return LaunchError(f"{path or FILE} cannot be used", why=why, remedy=remedy, code=Exit.INVALID)
 
 
-def _host(name: str, entry: object, *, home: Path, where: str) -> Host:
+def _host(name: str, entry: object, *, home: Path, where: str, secret_names: tuple[str, ...]) -> Host:
     prefix = f"hosts.{name}"
     if not HOST_NAME.fullmatch(name):
         raise _wrong(where, prefix, "a host's name has letters, digits, - and _ only", "rename that table")
@@ -179,7 +185,8 @@ def _host(name: str, entry: object, *, home: Path, where: str) -> Host:
         raise _wrong(
             where, prefix, f"it must be a table, not {_kind(entry)}", f"write [hosts.{name}] and keys below it"
         )
-    _known_keys(entry, tuple(_KEYS), where=where, prefix=prefix)
+    _known_keys(entry, (*_KEYS, "secrets"), where=where, prefix=prefix)
+    own_secrets = _secrets(entry, where=where, prefix=prefix)
     values = {key: _typed(entry, key, kind, where=where, prefix=prefix) for key, kind in _KEYS.items()}
     for key, (holds, says) in _RULES.items():
         if values[key] is not None and not holds(values[key]):
@@ -211,6 +218,7 @@ def _host(name: str, entry: object, *, home: Path, where: str) -> Host:
         identity_file=home / _expanded(identity) if identity else None,
         python=values["python"],
         image=values["image"],
+        secrets=secret_names if own_secrets is None else own_secrets,
     )
 
 
@@ -244,6 +252,16 @@ def _typed(table: Mapping[str, Any], key: str, kind: type | tuple[type, ...], *,
     full = f"{prefix}.{key}" if prefix else key
     wanted = "a number" if kind == _NUMBER else {str: "text", int: "a whole number", dict: "a table"}[cast(type, kind)]
     raise _wrong(where, full, f"it must be {wanted}, not {_kind(value)}", f"correct {key} = {value!r}")
+
+
+def _secrets(table: Mapping[str, Any], *, where: str, prefix: str) -> tuple[str, ...] | None:
+    names = table.get("secrets")
+    if names is None or (
+        isinstance(names, list) and all(isinstance(n, str) and secrets.NAME.fullmatch(n) for n in names)
+    ):
+        return None if names is None else tuple(names)
+    key = f"{prefix}.secrets" if prefix else "secrets"  # what stands there is not shown: it may be the value itself
+    raise _wrong(where, key, "it must be a list of names of variables", f'write secrets = ["{secrets.WANDB}"]')
 
 
 def _known_keys(table: Mapping[str, Any], known: tuple[str, ...], *, where: str, prefix: str) -> None:

@@ -21,6 +21,9 @@ TEMPLATE = """\
 
 # known_hosts = "launch.known_hosts"    # where the host keys are, in the format of OpenSSH
 
+# secrets = ["WANDB_API_KEY"]           # names only; values: environment, launch.secrets (mode 0600) or the keyring
+# secrets_file = "launch.secrets"       # NAME=value lines
+
 # [hosts.gpu8]
 # ssh = "root@gpu8.example.com:2222"    # user@name:port, or an alias of your ssh config
 # root = "~/minimind"                   # folder on the host for runs, weights and data; rented: put it on the data disk
@@ -32,6 +35,7 @@ TEMPLATE = """\
 # price_per_hour = 12.5                 # what an hour costs
 # currency = "CNY"
 # release_command = ""                  # what gives the host back, when there is a command for it
+# secrets = []                          # the secrets that runs there get, instead of those above
 
 # [hosts.local]                         # this machine; set only what should differ
 # root = "local"                        # relative to this folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 
 from launch import environment
 from launch.errors import Exit, LaunchError
@@ -12,6 +13,7 @@ from launch.executors import EXECUTORS, Environment, Executor
 from launch.runs import names
 from launch.runs.observe import Run, observe
 from launch.runs.start import Ends, Laptop, attempt_of
+from launch.secrets import Secret
 from launch.transport import Transport
 from launch.voice import Voice
 from minimind.rundir import RunError, RunSpec, State
@@ -46,8 +48,17 @@ def stop(transport: Transport, run: Run, voice: Voice, *, timeout_s: float, now:
     return found
 
 
-def resume(ends: Ends, run: Run, laptop: Laptop, *, nproc: int | None) -> Run | None:
+def resume(
+    ends: Ends,
+    run: Run,
+    laptop: Laptop,
+    *,
+    nproc: int | None,
+    secrets: Callable[[Sequence[str]], Mapping[str, Secret]],
+) -> Run | None:
     """Start the next attempt of a run that is not alive; None when it has succeeded and there is nothing to do.
+
+    ``secrets`` finds the secrets of these names on this laptop.
 
     Raises:
         LaunchError: REFUSED while it is alive, HOST_NOT_READY when its environment is gone.
@@ -70,13 +81,16 @@ def resume(ends: Ends, run: Run, laptop: Laptop, *, nproc: int | None) -> Run | 
             code=Exit.REFUSED,
         )
     spec, transport, executor, root = _spec(run), ends.host, _executor(run), run.root
+    hand = secrets(spec.secret_names)
     wanted = Environment(image_id=spec.image_digest, lock_hash=spec.lock_hash, code_hash=spec.code_hash)
     site, _ = ends.visit((), wanted)
     provided = environment.recall(executor.name, site, wanted)
     if spec.name:
         names.claim(transport, root, spec.name, run.run_id, owner=laptop.owner, pid=os.getpid())
     transport.run(["sh", "-c", UNSTOP, "sh", run.run_dir])
-    attempt = attempt_of(spec, run.run_dir, root, provided, number=run.state.attempt + 1, nproc=nproc)
+    number = run.state.attempt + 1
+    memory = site.facts.memory_dir
+    attempt = attempt_of(spec, run.run_dir, root, provided, number=number, nproc=nproc, hand=hand, memory=memory)
     executor.start(transport, site.facts, attempt)
     return _again(transport, run)
 

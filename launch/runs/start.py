@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from launch import environment, facts, flags, inputs
@@ -14,6 +15,7 @@ from launch.errors import Exit, LaunchError
 from launch.executors import Attempt, Environment, Executor, Handle, choose
 from launch.inventory import Inventory
 from launch.runs import names
+from launch.secrets import Secret
 from launch.transport import Transport
 from launch.voice import Voice
 from minimind.catalog import CATALOG
@@ -28,6 +30,7 @@ class Request:
     flags: tuple[str, ...]
     nproc: int | None
     name: str | None
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class Plan:
     inputs: inputs.Inputs
     provision: environment.Provision
     laptop: Laptop
+    secrets: Mapping[str, Secret]
 
 
 def look(transport: Transport) -> facts.HostFacts:
@@ -137,6 +141,7 @@ def plan(request: Request, ends: Ends, laptop: Laptop) -> Plan:
         commit=laptop.commit,
         dirty_hash=laptop.dirty_hash,
         inputs=brought.records(),
+        secret_names=sorted(request.secrets),
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
         created_by=laptop.owner,
     )
@@ -148,6 +153,7 @@ def plan(request: Request, ends: Ends, laptop: Laptop) -> Plan:
         inputs=brought,
         provision=provision,
         laptop=laptop,
+        secrets=request.secrets,
     )
 
 
@@ -167,7 +173,17 @@ def carry_out(plan: Plan, transport: Transport, laptop: Transport, voice: Voice)
     root, spec, who = plan.facts.root, plan.spec, plan.laptop
     number = spec.name and names.claim(transport, root, spec.name, spec.run_id, owner=who.owner, pid=who.pid)
     try:
-        first = attempt_of(spec, plan.run_dir, root, plan.provision.environment, number=1, nproc=None, new=True)
+        first = attempt_of(
+            spec,
+            plan.run_dir,
+            root,
+            plan.provision.environment,
+            number=1,
+            nproc=None,
+            new=True,
+            hand=plan.secrets,
+            memory=plan.facts.memory_dir,
+        )
         return plan.executor.start(transport, plan.facts, first)
     except LaunchError:
         if spec.name and number:
@@ -183,9 +199,15 @@ def attempt_of(
     *,
     number: int,
     nproc: int | None,
+    hand: Mapping[str, Secret],
+    memory: str | None,
     new: bool = False,
 ) -> Attempt:
-    """One attempt of a run as its spec describes it; the spec of a new run is still to be written."""
+    """One attempt of a run as its spec describes it, handed its secrets; the spec of a new run is still to be written.
+
+    ``memory`` is a folder in memory that the host has for them.
+    """
+    folder = f"{memory or run_dir}/minimind-{secrets.token_hex(16)}"
     return Attempt(
         run_id=spec.run_id,
         run_dir=run_dir,
@@ -197,6 +219,8 @@ def attempt_of(
         environment=provided,
         networked=flags.is_on(spec.flags, "use_wandb"),
         readonly=tuple(item["path"] for item in spec.inputs if not str(item["path"]).startswith(f"{root}/")),
+        secrets=hand,
+        secrets_file=f"{folder}/secrets.json" if hand else None,
     )
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "DryTransport",
     "Result",
     "Transport",
+    "address",
     "connect",
     "host_path",
     "last_lines",
@@ -44,6 +45,18 @@ def ssh_command(host: Host, inventory: Inventory) -> list[str]:
     from launch.transport.openssh import command
 
     return command(host, inventory)
+
+
+def address(host: Host, inventory: Inventory) -> tuple[str, int, bool]:
+    """Where the host's ssh port is, aliases of the ssh config resolved, and whether the way leads through another host.
+
+    Raises:
+        LaunchError: INVALID when the ssh config cannot be read.
+    """
+    from launch.transport.ssh import open_connection
+
+    connection = open_connection(host, inventory)
+    return connection.host, connection.port, connection.gateway is not None
 
 
 def ssh_destination(host: Host) -> str:

@@ -67,7 +67,7 @@ def ranks_of(run) -> list[int]:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if str(run.root).encode() in words and b"minimind" in words and b"torch.distributed.run" not in words:
+            if str(run.root).encode() in words and b"minimind" in words and b"minimind.agent" not in words:
                 found.append(int(folder.name))
     return found
 
@@ -156,6 +156,8 @@ def test_kill_9_leaves_no_process_behind_and_the_run_resumes(folder, victim):
     wait_for(lambda: not any(alive(pid) for pid in ranks), timeout_s=60)
     found = state(run)
     assert found.state is (State.FAILED if victim == "rank" else State.LOST)
+    if victim == "rank":
+        assert found.reason is Reason.SIGNAL and "rank 1 was ended by SIGKILL" in _ending(run)["what"]
     again = supervise(folder, run)
     while again.poll() is not None or not run.attempt(2).exists():  # torchrun holds the lock until it is gone, too
         if again.poll() == 9:
@@ -164,6 +166,35 @@ def test_kill_9_leaves_no_process_behind_and_the_run_resumes(folder, victim):
     wait_for(lambda: run.attempt(2).exists() and "resuming after step" in _log(run, 2))
     again.terminate()
     assert again.wait(60) == 0 and state(run).state is State.STOPPED
+
+
+def _ending(run):
+    return json.loads((run.attempt(1) / "exit.json").read_text())
+
+
+def test_words_that_torchrun_would_take_for_its_own_reach_the_trainer_and_are_refused_by_it(folder):
+    run = prepare(folder, "words", "--nproc", "2", "--log", "x", "--r", "3", "--m")
+    assert supervise(folder, run).wait(120) == 6
+    said = _ending(run)
+    assert said["reason"] == Reason.TRAINER_ERROR and "does not understand its flags" in said["what"]
+    assert "--nproc 2 --log x --r 3 --m" in said["why"]
+    assert "usage: " not in _log(run, 1)
+
+
+def test_a_rank_that_leaves_without_a_word_is_a_trainer_error_and_no_signal(folder):
+    fake = folder / "mute" / "minimind"
+    shutil.copytree(corpus.ROOT / "minimind", fake)
+    told = (fake / "loop.py").read_text()
+    mute = "    if attempt.rank == 1:\n        import os\n\n        os._exit(3)\n    with attempt, world"
+    (fake / "loop.py").write_text(told.replace("    with attempt, world", mute))
+    run = prepare(folder, "mute-run", nproc=2)
+    command = [sys.executable, "-m", "minimind.supervise", "--run_dir", str(run.root)]
+    environ = corpus.environ(PYTHONPATH=str(fake.parent))
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, timeout=120, check=False)
+    said = _ending(run)
+    assert done.returncode == 6 and said["reason"] == Reason.TRAINER_ERROR
+    assert said["what"] == "rank 1 ended with exit code 3 and did not say why"
+    assert said["why"].endswith("attempts/1/log.rank1.txt")
 
 
 def _log(run, attempt):

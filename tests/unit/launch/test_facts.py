@@ -54,9 +54,10 @@ def test_a_banner_before_the_answer_does_no_harm():
     [
         ("", False, False),
         ("docker=", False, False),
-        ("docker= null", False, False),
-        ('docker=20.10.24+dfsg1 {"runc":{"path":"runc"}}', True, False),
-        ('docker=28.2.2 {"nvidia":{"path":"nvidia-container-runtime"},"runc":{"path":"runc"}}', True, True),
+        ('docker={"ServerVersion":"","Runtimes":null,"ServerErrors":["Cannot connect"]}', False, False),
+        ('docker={"ServerVersion":"20.10.24+dfsg1","Runtimes":{"runc":{"path":"runc"}}}', True, False),
+        ('docker={"ServerVersion":"28.2.2","Runtimes":{"nvidia":{},"runc":{"path":"runc"}}}', True, True),
+        ('docker={"ServerVersion":"28.2.2","Runtimes":{"runc":{}}}\ngpus_option=1', True, True),
     ],
 )
 def test_an_engine_is_usable_when_it_answers(line, usable, nvidia):
