@@ -58,7 +58,10 @@ def save(
     """Publish ``ckpt/step-NNNNNNNN`` and drop all but the ``keep`` newest and the best."""
     final = run.checkpoints / f"step-{step:08d}"
     if not final.exists():
-        run.checkpoints.mkdir(mode=0o700, exist_ok=True)
+        if not run.checkpoints.exists():
+            run.checkpoints.mkdir(mode=0o700, exist_ok=True)
+            for folder in (run.root, run.root.parent):  # a checkpoint is as durable as the names above it
+                fsync_dir(folder)
         aside = run.checkpoints / f".{final.name}.{os.getpid()}.tmp"
         try:
             aside.mkdir(mode=0o700)

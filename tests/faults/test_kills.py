@@ -13,7 +13,6 @@ from minimind.durable import verified_files
 from minimind.rundir import RunDir
 from tests.support import corpus
 from tests.support.corpus import TINY
-from tests.support.forker import Forker
 
 BASE = ("--from_weight", "base", "--save_interval", "3", "--log_interval", "1000", "--accumulation_steps", "1")
 STAGES = {
@@ -23,13 +22,6 @@ STAGES = {
     "dpo": ("dpo", ("--batch_size", "4", "--epochs", "10", "--learning_rate", "1e-4")),
 }
 SLOW_START_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def forker():
-    made = Forker()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

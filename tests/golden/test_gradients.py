@@ -6,7 +6,6 @@ import torch
 from minimind.rundir import RunDir
 from tests.support import corpus
 from tests.support.corpus import TINY
-from tests.support.forker import Forker
 
 KINDS = {
     "dense": ("pretrain", ()),
@@ -24,13 +23,6 @@ WAYS = {
     "2 ranks x 4": (2, ("--batch_size", "1", "--accumulation_steps", "4")),
     "4 ranks x 2": (4, ("--batch_size", "1", "--accumulation_steps", "2")),
 }
-
-
-@pytest.fixture(scope="module")
-def forker():
-    made = Forker()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

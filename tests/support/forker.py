@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
+
 from tests.support import corpus
 
 
@@ -31,11 +33,13 @@ class Forker:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, folder: pathlib.Path, stage: str, *flags: str, run: str, nproc: int = 0) -> list[int]:
-        """Pids of the ranks; ``nproc`` 0 is one process without a group."""
+    def start(
+        self, folder: pathlib.Path, stage: str, *flags: str, run: str, nproc: int = 0, before: str = ""
+    ) -> list[int]:
+        """Pids of the ranks; ``nproc`` 0 is one process without a group. ``before`` is Python that each runs first."""
         self.log = pathlib.Path(tempfile.mkdtemp(dir=folder)) / "log.txt"
         argv = [stage, *flags, "--run_dir", f"runs/{run}"]
-        return self._ask(folder=str(folder), argv=argv, nproc=nproc, log=str(self.log))
+        return self._ask(folder=str(folder), argv=argv, nproc=nproc, log=str(self.log), before=before)
 
     def wait(self) -> list[int]:
         """Exit codes of what was started, negative for signals."""
@@ -51,6 +55,14 @@ class Forker:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def forker():
+    """One for all tests of a worker: importing torch costs more than most trainings here."""
+    made = Forker()
+    yield made
+    made.close()
 
 
 def _free_port() -> int:
@@ -73,6 +85,7 @@ def _rank(request: dict, rank: int, port: int) -> None:
             group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             os.environ.update({key: str(value) for key, value in group.items()})
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        exec(request["before"], {})
         from minimind.__main__ import main
 
         code = main(request["argv"])
