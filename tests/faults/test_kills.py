@@ -55,7 +55,9 @@ def kill_somewhere(forker, folder, stage, flags, run: RunDir, rng: random.Random
     time.sleep(rng.random() * 0.03)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    killed = -signal.SIGKILL in forker.wait()
+    codes = forker.wait()
+    assert set(codes) <= {0, -signal.SIGKILL}, (codes, forker.log.read_text())
+    killed = -signal.SIGKILL in codes
     all_whole(run)
     return killed and len(corpus.metrics(run.root)) >= before
 

@@ -60,7 +60,8 @@ def test_of_two_in_the_same_place_the_stopped_one_hung(tmp_path, rank):
 
 
 def test_of_two_in_the_same_place_the_one_that_computes_hung_and_the_sleeping_one_waits(tmp_path, rank):
-    (one, child), (two, _) = rank(0, "while True: pass"), rank(1)
+    (one, child), (two, sleeper) = rank(0, "while True: pass"), rank(1)
+    until(sleeper.pid, "S")
     for pulse in (one, two):
         pulse.at(Phase.COMPUTE, step=7)
     until(child.pid, "R")
