@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 import traceback
 from datetime import UTC, datetime
@@ -16,8 +17,13 @@ from typing import Any, Self
 
 from minimind.config import UsageError
 from minimind.durable import AlreadyHeld, hold, is_disk_full, publish, to_json, verified_weights
-from minimind.process import boot_id, start_time
+from minimind.process import boot_id, kill_all, start_time
+from minimind.pulse import Phase, Pulse, Watch, died
 from minimind.rundir import Reason, RunDir, RunError, RunSpec, new_run_id
+
+WATCH_S = 1.0
+BLAME_S = 3.0
+"""How long a rank whose collective broke waits for word of the one that broke it."""
 
 
 class PeerFailed(Exception):
@@ -33,8 +39,13 @@ class Attempt:
     that says so; the other ranks of a torchrun by hand learn the folder from rank 0 (:meth:`adopt`) and record nothing.
     """
 
-    def __init__(self, stage: str, argv: list[str], *, run_dir: Path | None, save_dir: Path) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
+    def __init__(
+        self, stage: str, argv: list[str], *, run_dir: Path | None, save_dir: Path, hang_timeout_s: float = 0.0
+    ) -> None:
+        self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.hang_timeout_s = hang_timeout_s
+        self.pulse: Pulse | None = None
+        self.over = threading.Event()
         self.supervised = "MINIMIND_ATTEMPT" in os.environ
         self.status, self.last_step = "error", 0
         self.agreed = False
@@ -47,10 +58,55 @@ class Attempt:
             self.folder = self.dir.attempt(int(os.environ["MINIMIND_ATTEMPT"]))
         elif self.rank == 0:
             self.folder = self._begin(stage, argv)
+        self._begin_pulse()
 
     def adopt(self, root: str) -> None:
-        """Take rank 0's run directory for this rank's."""
+        """Take rank 0's run directory for this rank's, and watch the others where nobody else does."""
         self.dir = RunDir(root)
+        number = self.dir.last_attempt()  # 0 where rank 0 is on another machine that shares no disk with this one
+        if self.folder is None and number:
+            self.folder = self.dir.attempt(number)
+            self._begin_pulse()
+        if not self.supervised and self.size > 1 and self.folder is not None:
+            threading.Thread(target=self._watch, args=(Watch(self.folder, self.size),), daemon=True).start()
+
+    def at(self, phase: Phase, *, step: int | None = None) -> None:
+        """Say how far this rank is, for whoever watches."""
+        if self.pulse:
+            self.pulse.at(phase, step=step)
+
+    def _begin_pulse(self) -> None:
+        if self.folder is not None:
+            path = self.folder / f"rank{self.rank}.beat"
+            self.pulse = Pulse(path, rank=self.rank, hang_timeout_s=self.hang_timeout_s)
+            self.at(Phase.JOIN)
+
+    def _watch(self, watch: Watch) -> None:
+        while not self.over.wait(WATCH_S):
+            trouble = watch.look(WATCH_S)
+            if trouble and not self.over.is_set():
+                if not any((watch.folder / f"error.rank{rank}.json").exists() for rank in trouble.ranks):
+                    self._record(trouble)
+                    print(f"error: {trouble}", file=sys.stderr, flush=True)
+                # a thread cannot interrupt a collective; the one that is stopped hears nothing but this
+                kill_all(pid for pid in watch.pids(trouble.ranks) if pid != os.getpid())
+                os._exit(6)
+
+    def blame(self, error: Exception) -> Exception:
+        """What an error in a collective really is: another rank's death, or what that rank has told itself."""
+        if self.size == 1 or self.folder is None or isinstance(error, RunError | PeerFailed):
+            return error
+        watch, deadline = Watch(self.folder, self.size), time.monotonic() + BLAME_S
+        while time.monotonic() < deadline:
+            watch.look(0.1)
+            others = [rank for rank in range(self.size) if rank != self.rank]
+            if any((self.folder / f"error.rank{rank}.json").exists() for rank in others):
+                return PeerFailed()
+            if dead := [rank for rank in watch.dead(for_s=0.0) if rank != self.rank]:
+                # under the supervisor torchrun's own record says by which signal
+                return PeerFailed() if self.supervised else died(dead, watch.ranks[dead[0]].pid)
+            time.sleep(0.1)
+        return error
 
     def _begin(self, stage: str, argv: list[str]) -> Path:
         """Make the run directory; one that could not be used is not left behind."""
@@ -105,7 +161,10 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            self.over.set()
             self._record(error)
+            if self.pulse:
+                self.pulse.close()
         finally:
             if self.lock is not None:
                 os.close(self.lock)
@@ -131,17 +190,26 @@ class Attempt:
             publish(
                 self.folder / f"error.rank{self.rank}.json", to_json({**said, "rank": self.rank, "time": time.time()})
             )
+            outcome = {"status": "error", **said, "last_step": self.last_step}
             if self.rank == 0:
-                self._conclude({"status": "error", **said, "last_step": self.last_step})
+                self._conclude(outcome)
+            elif not self.supervised and error.ranks:  # rank 0 may be the one that cannot
+                self._say_end(outcome)
 
     def _conclude(self, outcome: dict[str, Any]) -> None:
         if self.folder is None:
             return
         publish(self.folder / "outcome.json", to_json(outcome))
         if not self.supervised:  # nobody else will say how it ended
+            self._say_end(outcome)
+
+    def _say_end(self, outcome: dict[str, Any]) -> None:
+        if self.folder is not None:
             weights = verified_weights(self.dir.export) if self.status == "done" else []
             reason = outcome.get("reason") or (Reason.NO_WEIGHTS if self.status == "done" and not weights else None)
-            ended = {"code": 0 if reason is None else 6, "reason": reason, "weights": weights, "ended_at": time.time()}
+            told = {key: outcome[key] for key in ("what", "why", "remedy", "last_step") if key in outcome}
+            code = 0 if reason is None else 6
+            ended = {"code": code, "reason": reason, **told, "weights": weights, "ended_at": time.time()}
             publish(self.folder / "exit.json", to_json(ended))
 
     @staticmethod

@@ -29,6 +29,8 @@ class Batch:
     targets: Tensor  # (N,)
     document: Tensor  # (N,) which document each target belongs to
     weights: Tensor  # (N,) one each, unless the stage weighs
+    numbers: np.ndarray  # (documents,) which documents of the data these are
+    widths: tuple[int, ...]  # positions of each document in its row
     documents: int
     count: int  # targets, each once
     tokens: int  # real ones, each document's first included
@@ -77,6 +79,14 @@ class Reader(Samples):
         if group:
             yield self._build(np.array(group))
 
+    def lines(self, samples: np.ndarray) -> list[int]:
+        """Where these samples of a step stand in the data file, from 1, ascending."""
+        return sorted(int(line) for line in self.shards.lines[self.usable[samples]])
+
+    def lines_of(self, batch: Batch) -> list[int]:
+        """Where the samples of one pass stand in the data file."""
+        return sorted({int(line) for line in self.shards.lines[batch.numbers // self.per_sample]})
+
     def silent(self) -> Batch:
         """A pass for a rank that has nothing to compute in a step: some sample, of which the caller takes none."""
         with_targets = (self.target_counts.reshape(-1, self.per_sample) > 0).all(1)
@@ -117,6 +127,8 @@ class Reader(Samples):
                 )
             ),
             count=sum(int((flag & TARGET).sum()) for flag in flags),
+            numbers=numbers,
+            widths=tuple(_lengths(inputs)),
             documents=len(ids),
             tokens=int(lengths.sum()),
         )

@@ -33,6 +33,7 @@ from minimind.durable import (
     write_sums,
 )
 from minimind.model import MiniMind
+from minimind.retention import prune
 from minimind.rundir import Reason, RunDir, RunError
 from minimind.shapes import infer_config as infer_config
 from minimind.weights import find_weights as find_weights
@@ -57,10 +58,13 @@ class Saved:
 def save(
     run: RunDir, *, step: int, state: Mapping[str, Any], parameters: dict[str, Tensor], optimizer: Any, keep: int
 ) -> None:
-    """Publish ``ckpt/step-NNNNNNNN`` and drop all but the ``keep`` newest."""
+    """Publish ``ckpt/step-NNNNNNNN`` and drop all but the ``keep`` newest and the best."""
     final = run.checkpoints / f"step-{step:08d}"
     if not final.exists():
-        run.checkpoints.mkdir(mode=0o700, exist_ok=True)
+        if not run.checkpoints.exists():
+            run.checkpoints.mkdir(mode=0o700, exist_ok=True)
+            for folder in (run.root, run.root.parent):  # a checkpoint is as durable as the names above it
+                fsync_dir(folder)
         aside = run.checkpoints / f".{final.name}.{os.getpid()}.tmp"
         try:
             aside.mkdir(mode=0o700)
@@ -76,10 +80,7 @@ def save(
             if is_disk_full(error):
                 raise _no_room(run, parameters, optimizer) from error
             raise
-    for leftover in run.checkpoints.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for old in run.checkpoint_steps()[:-keep]:
-        shutil.rmtree(run.checkpoints / f"step-{old:08d}")
+    prune(run, keep=keep)
 
 
 def _no_room(run: RunDir, *parts: Any) -> RunError:

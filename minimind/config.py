@@ -161,6 +161,9 @@ class TrainConfig:
     )
     num_workers: Annotated[int, "accepted for old command lines; batches are read from memory-mapped shards"] = 1
     use_compile: Annotated[bool, "torch.compile each block"] = False
+    parallel: Annotated[
+        Literal["ddp", "fsdp"], "ranks keep whole copies of the model, or a shard each (for models too large for a GPU)"
+    ] = "ddp"
     arch: Annotated[Arch, "generation of the model"] = "minimind2"
     preset: Annotated[
         str | None, "sizes by name: small, base or moe (minimind3: base, moe); flags of single sizes win over it"
@@ -168,6 +171,7 @@ class TrainConfig:
     hidden_size: Annotated[int, "width of the model; 512 is the 26M preset, 768 with 16 layers the 104M one"] = 512
     num_hidden_layers: Annotated[int, "decoder blocks"] = 8
     use_moe: Annotated[bool, "mixture of four experts instead of one feed-forward"] = False
+    dropout: Annotated[float, "share of activations dropped; seed, epoch and sample decide which"] = 0.0
     data_path: Annotated[Path | None, "JSONL file; default: the stage's file in dataset/"] = None
     tokenizer: Annotated[Path | None, "folder with tokenizer.json; default: tokenizer/ in save_dir"] = None
     any_tokenizer: Annotated[bool, "go on although the weights were trained with another tokenizer"] = False
@@ -178,8 +182,12 @@ class TrainConfig:
     ] = None
     run_dir: Annotated[Path | None, "run directory; default: a new one in runs/ beside save_dir"] = None
     save_interval: Annotated[int, "optimizer steps between checkpoints; the last step is always saved"] = 100
-    keep_checkpoints: Annotated[int, "newest checkpoints kept in the run directory"] = 2
+    keep_checkpoints: Annotated[int, "newest checkpoints kept in the run directory, beside the best one"] = 2
     log_interval: Annotated[int, "optimizer steps between lines on the console (metrics.jsonl has every step)"] = 100
+    hang_timeout: Annotated[
+        float,
+        "seconds a rank may make no progress before the run ends as hung (first step, saves: 6 times); 0: no limit",
+    ] = 600.0
     max_bad_steps: Annotated[int, "steps in a row with a gradient that is not finite before the run fails"] = 3
     use_wandb: Annotated[bool, "also log to Weights & Biases (rank 0)"] = False
     wandb_project: Annotated[str, "project name there"] = "MiniMind"

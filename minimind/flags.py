@@ -103,7 +103,7 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     _at_least(parsed, "max_seq_len", 2)
     _at_least(parsed, "hidden_size", 16)
     _at_least(parsed, "vocab_size", 259)  # every byte and the three special tokens
-    for name in ("seed", "skip_bad_lines", "learning_rate", "grad_clip", "beta", "alpha"):
+    for name in ("seed", "skip_bad_lines", "learning_rate", "grad_clip", "beta", "alpha", "dropout", "hang_timeout"):
         _at_least(parsed, name, 0)
     _at_least(parsed, "temperature", 0.01)
     for name in ("random_system", "drop_empty_think"):
@@ -124,6 +124,12 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
             remedy=f"give --lora_rank {parsed.hidden_size} or less; 8 or 16 are usual",
         )
     _known_targets(parsed)
+    if getattr(parsed, "dropout", 0.0) > 0.9:
+        raise UsageError(
+            f"--dropout {parsed.dropout} is not possible",
+            why="it is the share that is dropped, and something must be left to learn from",
+            remedy="give --dropout 0.9 or less; 0.1 is usual, the original trains with 0",
+        )
     if isinstance(parsed, TrainConfig):  # whether the sizes fit one another, before anything is read
         ModelConfig.for_arch(
             parsed.arch, hidden_size=parsed.hidden_size, num_hidden_layers=parsed.num_hidden_layers, vocab_size=1

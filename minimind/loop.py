@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +14,13 @@ from torch import nn
 
 from minimind import checkpoint, optim
 from minimind.attempt import Attempt, PeerFailed
-from minimind.batches import Batch, Step
 from minimind.catalog import written_file
 from minimind.config import TrainConfig, to_plain
-from minimind.dist import World, world
+from minimind.dist import World, whole_state, world
 from minimind.metrics import Metrics, peak_flops
-from minimind.prepare import TrainState, prepare
-from minimind.rundir import Reason, RunError
+from minimind.passes import dropout_of, my_passes, not_finite
+from minimind.prepare import TrainState, computed_by, prepare
+from minimind.pulse import Phase
 from minimind.stages.base import Stage, trainable
 
 
@@ -31,22 +30,33 @@ def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
     Raises:
         RunError: for whatever a user or a machine caused; it is in outcome.json too.
     """
-    attempt = Attempt(stage.info.name, argv, run_dir=config.run_dir, save_dir=config.save_dir)
-    with attempt, world(config.device) as ranks:
+    attempt = Attempt(
+        stage.info.name,
+        argv,
+        run_dir=config.run_dir,
+        save_dir=config.save_dir,
+        hang_timeout_s=config.hang_timeout,
+    )
+    with attempt, world(config.device, parallel=config.parallel, hang_timeout_s=config.hang_timeout) as ranks:
         attempt.agreed = True
         attempt.adopt(ranks.share(str(attempt.dir.root)))
+        attempt.at(Phase.PREPARE)
         say = print_line if ranks.leader else _silent
         state, problem = None, None
         try:
             state = prepare(stage, config, attempt, ranks, say)
         except Exception as error:  # told below by every rank at once, so that none waits for one that left
             problem = error
+        attempt.at(Phase.SUM)
         if ranks.sum([float(problem is not None)])[0]:
             raise problem or PeerFailed
         if state is not None:
             state.wrapped = ranks.wrap(state.model)
             attempt.agreed = False
-            _run(config, attempt, ranks, state, say)
+            try:
+                _run(config, attempt, ranks, state, say)
+            except Exception as error:
+                raise attempt.blame(error) from error
 
 
 def print_line(text: str) -> None:
@@ -106,18 +116,16 @@ def _run(
                 metrics.log(line)
             if state.bad_steps >= config.max_bad_steps or (state.bad_steps and state.step == last):
                 attempt.agreed = True
-                raise RunError(
-                    f"the gradient was not finite in {state.bad_steps} steps in a row, the last is {state.step}",
-                    why="training diverged, or the loss is infinite; none of these steps changed the weights",
-                    remedy="lower --learning_rate, then `launch resume` or a new run; the last checkpoint is sound",
-                    reason=Reason.NAN_LOSS,
-                )
-            if ranks.leader and (state.step % config.save_interval == 0 or state.step == last or stopped):
-                _save(config, attempt, state)
+                raise not_finite(ranks, state)
+            if state.step % config.save_interval == 0 or state.step == last or stopped:
+                attempt.at(Phase.SAVE)
+                _save(config, attempt, ranks, state)
+    attempt.at(Phase.SAVE)
     if stopped and state.step < last:
         attempt.status = "stopped"
         say(f"stopped after step {state.step}, checkpoint saved; the same command goes on from there")
     else:
+        weights = ranks.whole(state.stage.weights(state.model))
         if ranks.leader:
             name = written_file(
                 state.stage.info,
@@ -126,23 +134,32 @@ def _run(
                 use_moe=config.use_moe,
                 lora_name=getattr(config, "lora_name", ""),
             )
-            final = checkpoint.export(
-                attempt.dir, name, state.stage.weights(state.model), sidecar=state.sidecar, save_dir=config.save_dir
-            )
+            final = checkpoint.export(attempt.dir, name, weights, sidecar=state.sidecar, save_dir=config.save_dir)
             say(f"wrote {final}")
         attempt.status = "done"
+    attempt.at(Phase.SUM, step=state.step + 1)
     ranks.barrier()
 
 
-def _save(config: TrainConfig, attempt: Attempt, state: TrainState) -> None:
-    checkpoint.save(
-        attempt.dir,
-        step=state.step,
-        state={"identity": state.identity, "bad_steps": state.bad_steps, "torch": torch.__version__},
-        parameters={name: p.detach() for name, p in trainable(state.model).items()},
-        optimizer=state.optimizer.state_dict(),
-        keep=config.keep_checkpoints,
-    )
+def _save(config: TrainConfig, attempt: Attempt, ranks: World, state: TrainState) -> None:
+    if not (ranks.leader or ranks.sharded):
+        return
+    parameters, optimizer = whole_state(ranks, trainable(state.model), state.model, state.optimizer)
+    if ranks.leader:
+        checkpoint.save(
+            attempt.dir,
+            step=state.step,
+            state={
+                "identity": state.identity,
+                "bad_steps": state.bad_steps,
+                "computed_by": computed_by(config, ranks),
+                "losses": list(state.window),
+                "mean_loss": math.fsum(state.window) / len(state.window) if state.window else None,
+            },
+            parameters=parameters,
+            optimizer=optimizer,
+            keep=config.keep_checkpoints,
+        )
 
 
 def _one_step(
@@ -151,6 +168,7 @@ def _one_step(
     """Compute and apply one update; returns its line for metrics.jsonl and whether ranks agreed to stop after it."""
     began = time.perf_counter()
     step = state.order.step(state.step + 1)
+    attempt.at(Phase.READ, step=step.number)
     rate = optim.learning_rate(
         config.lr_schedule,
         config.learning_rate,
@@ -160,12 +178,15 @@ def _one_step(
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     count = sum(state.reader.count(samples) for samples in step.micro_batches)
-    passes = _my_passes(state, step, ranks)
+    passes = my_passes(state, step, ranks)
     waited_s = time.perf_counter() - began
     loss_sum, aux_sum, names = 0.0, 0.0, state.stage.told
     told: dict[str, float] = {}
+    bad_samples: list[int] = []
+    attempt.at(Phase.COMPUTE)
     for index, one in enumerate(passes):
         last = index == len(passes) - 1
+        state.model.dropout = dropout_of(config, ranks, step, one)
         with nullcontext() if last else ranks.unsynchronised(state.wrapped):
             with _autocast(config, ranks):
                 summed, _, more = state.stage.loss(state.wrapped, one.batch.to(ranks.device))
@@ -176,17 +197,25 @@ def _one_step(
                 optimised = optimised + auxiliary * (one.share / len(step.micro_batches))
             (optimised * ranks.size).backward()
         if one.weight:
-            loss_sum += float(summed.detach())
+            loss_sum += (value := float(summed.detach()))
+            if not math.isfinite(value):
+                bad_samples += state.reader.lines_of(one.batch)
             for name, value in more.items():
                 told[name] = told.get(name, 0.0) + float(value)
+    attempt.at(Phase.SUM)
     asked_to_stop = stop.set or (ranks.leader and attempt.dir.stop.exists())
     sums = ranks.sum([loss_sum, aux_sum, float(asked_to_stop), *(told.get(name, 0.0) for name in names)])
     parameters = list(trainable(state.model).values())
-    norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)) if count else 0.0
+    norm = ranks.norm(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)) if count else 0.0
+    attempt.at(Phase.APPLY)
     finite = math.isfinite(norm) and math.isfinite(sums[0] + sums[1])
     if finite and count:
         state.optimizer.step()
     state.bad_steps = 0 if finite else state.bad_steps + 1
+    state.bad_samples = bad_samples
+    loss = sums[0] / max(1, count) + sums[1]
+    if finite and count:
+        state.window.append(loss)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     tokens = sum(state.reader.tokens(samples) for samples in step.micro_batches)
@@ -195,7 +224,7 @@ def _one_step(
     line = {
         "step": step.number,
         "epoch": step.epoch,
-        "loss": sums[0] / max(1, count) + sums[1] if finite else None,
+        "loss": loss if finite else None,
         "lr": rate,
         "grad_norm": norm if math.isfinite(norm) else None,
         "tokens": tokens,
@@ -210,25 +239,6 @@ def _one_step(
     if config.use_moe:
         line["aux_loss"] = sums[1]
     return line, sums[2] > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One forward and backward: its batch, whether it counts, and its share of its micro-batch's texts."""
-
-    batch: Batch
-    weight: float = 1.0
-    share: float = 1.0
-
-
-def _my_passes(state: TrainState, step: Step, ranks: World) -> list[Pass]:
-    """Passes of this rank; one with nothing to do takes part with a pass that weighs nothing."""
-    passes = []
-    for samples in step.micro_batches[ranks.rank :: ranks.size]:
-        batches = list(state.reader.batches(samples))
-        texts = sum(batch.documents for batch in batches)
-        passes += [Pass(batch=batch, share=batch.documents / texts) for batch in batches]
-    return passes or ([Pass(batch=state.reader.silent(), weight=0.0, share=0.0)] if ranks.size > 1 else [])
 
 
 def _autocast(config: TrainConfig, ranks: World) -> AbstractContextManager[Any]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimind.config import ModelConfig, Yarn
+from minimind.dropout import Dropout, Place
 from minimind.rundir import Reason, RunError
 
 
@@ -126,7 +127,12 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Memory | None
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        lengths: Sequence[int] | None,
+        cache: Memory | None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         b, t, _ = x.shape
@@ -139,9 +145,9 @@ class Attention(nn.Module):
             out = cache.attend(self.layer, q, k, v)
         else:
             k, v = (z.repeat_interleave(self.groups, dim=1) for z in (k, v))
-            out = attend(q, k, v, lengths)
+            out = attend(q, k, v, lengths) if dropout is None else dropout.attend(q, k, v, lengths, self.layer)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
-        return projected
+        return dropout(projected, Place.RESIDUAL, self.layer) if dropout is not None else projected
 
 
 def rms_norm(config: ModelConfig, width: int) -> RMSNorm:
@@ -171,8 +177,9 @@ class MoE(nn.Module):
     per text and averages over texts, minimind3 over all tokens of the pass at once.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.k, self.experts_count = config.experts_per_token, config.num_experts
         self.per_text = config.arch == "minimind2"
         self.weight_of_auxiliary = 0.1 if self.per_text else 5e-4
@@ -181,7 +188,7 @@ class MoE(nn.Module):
         self.shared_experts = nn.ModuleList(MLP(config) for _ in range(config.num_shared_experts))
         self.auxiliary: Tensor | None = None
 
-    def forward(self, x: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | None, dropout: Dropout | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         flat = x.reshape(-1, x.shape[-1])  # (B*T, C)
         scores = self.gate(flat).float().softmax(-1)  # (B*T, E)
@@ -192,10 +199,17 @@ class MoE(nn.Module):
         rows = slots // self.k
         groups = torch.split(flat[rows], counts.tolist())  # without tokens an expert runs on none: gradient 0
         outs = torch.cat([expert(group) for expert, group in zip(self.experts, groups, strict=True)])
+        if dropout is not None:
+            outs = dropout.experts(outs, self.layer, token=rows, expert=chosen.flatten()[slots])
         outs = outs * weight.flatten()[slots, None].to(outs.dtype)
         out = torch.zeros_like(outs[: len(flat)]).index_add(0, rows, outs)
-        for expert in self.shared_experts:
-            out = out + expert(flat)
+        for number, expert in enumerate(self.shared_experts):
+            shared = expert(flat)
+            if dropout is not None:
+                everyone = torch.arange(len(flat), device=flat.device)
+                which = torch.full_like(everyone, self.experts_count + number)
+                shared = dropout.experts(shared, self.layer, token=everyone, expert=which)
+            out = out + shared
         if self.training:
             self.auxiliary = self._balance(scores, chosen, lengths or [x.shape[1]] * x.shape[0])
         return out.view_as(x)
@@ -217,18 +231,25 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MoE(config) if config.num_experts else MLP(config)
+        self.mlp = MoE(config, layer) if config.num_experts else MLP(config)
         self.input_layernorm = rms_norm(config, config.hidden_size)
         self.post_attention_layernorm = rms_norm(config, config.hidden_size)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], lengths: Sequence[int] | None, cache: Memory | None
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        lengths: Sequence[int] | None,
+        cache: Memory | None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.self_attn(self.input_layernorm(x), tables, lengths, cache)
+        x = x + self.self_attn(self.input_layernorm(x), tables, lengths, cache, dropout)
         normed = self.post_attention_layernorm(x)
-        out: Tensor = x + (self.mlp(normed, lengths) if isinstance(self.mlp, MoE) else self.mlp(normed))
-        return out
+        if isinstance(self.mlp, MoE):
+            return x + self.mlp(normed, lengths, dropout)
+        out: Tensor = self.mlp(normed)
+        return x + (out if dropout is None else dropout(out, Place.FEED_FORWARD, self.self_attn.layer))
 
 
 class Decoder(nn.Module):
@@ -250,6 +271,8 @@ class MiniMind(nn.Module):
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.model.embed_tokens.weight = self.lm_head.weight
+        self.dropout: Dropout | None = None
+        """What the next pass drops; whoever trains sets it for each pass, since only it knows the samples."""
 
     def flops_per_token(self) -> int:
         """Training FLOPs of one token: 6 for each weight of a matmul (Kaplan et al. 2020).
@@ -301,8 +324,11 @@ class MiniMind(nn.Module):
             documents = [torch.arange(n, device=input_ids.device) for n in lengths or [longest]]
             tables = rotary_tables(self.config, torch.cat(documents))
         x = self.model.embed_tokens(input_ids)
+        dropout = self.dropout if self.training else None
+        if dropout is not None:
+            x = dropout(x, Place.EMBEDDING)
         for block in self.model.layers:
-            x = block(x, tables, lengths, cache)
+            x = block(x, tables, lengths, cache, dropout)
         x = self.model.norm(x)  # (B, T, C)
         if select is not None:
             x = x.reshape(-1, x.shape[-1]).index_select(0, select)  # (N, C)

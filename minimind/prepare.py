@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,19 @@ from minimind import checkpoint, forecast, optim, shards, tokenizer
 from minimind.attempt import Attempt
 from minimind.batches import Order, Reader
 from minimind.config import ModelConfig, TrainConfig, data_file, starting_weights, to_plain, tokenizer_folder
-from minimind.dist import World
+from minimind.dist import World, load_whole_state
 from minimind.durable import sha256_file
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
 from minimind.stages.base import Stage, trainable
 from minimind.weights import refuse_differences, refuse_other_tokenizer
 
+WINDOW_STEPS = 100
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         *("log_interval", "save_interval", "keep_checkpoints", "max_steps", "max_bad_steps", "max_tokens_per_batch"),
         *("device", "dtype", "num_workers", "use_compile", "deterministic", "use_wandb", "wandb_project"),
+        *("parallel", "hang_timeout"),
         *(
             "run_dir",
             "save_dir",
@@ -58,6 +61,10 @@ class TrainState:
     sidecar: dict[str, Any]
     step: int = 0
     bad_steps: int = 0
+    bad_samples: list[int] = field(default_factory=list)
+    """Lines of the data whose loss was not finite on this rank, in the latest of those steps."""
+    window: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=WINDOW_STEPS))
+    """Losses of the latest steps: their mean says which checkpoint is best."""
 
 
 def prepare(
@@ -126,6 +133,7 @@ def prepare(
     micro_batches_per_step = identity["micro_batches_per_step"]
     order = forecast.order_of(config, len(reader.usable), micro_batches_per_step=micro_batches_per_step)
     model.to(ranks.device).train()
+    ranks.shard(model, model.model.layers)
     stage.to(ranks.device)
     optimizer = optim.adamw(trainable(model).values(), learning_rate=config.learning_rate)
     state = TrainState(
@@ -146,8 +154,9 @@ def prepare(
         },
     )
     if saved:
-        _restore(state, saved)
+        _restore(state, saved, ranks)
         say(f"resuming after step {saved.step} ({identity['micro_batches_per_step']} micro-batches a step)")
+        _say_what_else_computes(saved.state.get("computed_by") or {}, computed_by(config, ranks), say)
     if config.use_compile:
         for block in model.model.layers:
             block.compile()
@@ -218,7 +227,20 @@ def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _restore(state: TrainState, saved: checkpoint.Saved) -> None:
+def computed_by(config: TrainConfig, ranks: World) -> dict[str, str]:
+    """What may change on a resume and decides the last digits of every loss."""
+    dtype = config.dtype if ranks.device.type == "cuda" else "float32"
+    name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+    return {"torch": torch.__version__, "device": name, "dtype": dtype, "ranks": str(ranks.size)}
+
+
+def _say_what_else_computes(before: Mapping[str, str], now: Mapping[str, str], say: Callable[[str], None]) -> None:
+    changed = [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before.get(key, value) != value]
+    if changed:
+        say(f"note: {'; '.join(changed)}: the same samples and rates, but losses may differ in their last digits")
+
+
+def _restore(state: TrainState, saved: checkpoint.Saved, ranks: World) -> None:
     own = trainable(state.model)
     if {n: tuple(p.shape) for n, p in own.items()} != {n: tuple(t.shape) for n, t in saved.parameters.items()}:
         raise RunError(
@@ -226,11 +248,9 @@ def _restore(state: TrainState, saved: checkpoint.Saved) -> None:
             why="its parameters have other names or shapes",
             remedy="resume with the --hidden_size and --num_hidden_layers it was started with",
         )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(saved.parameters[name])
-    state.optimizer.load_state_dict(saved.optimizer)
+    load_whole_state(ranks, own, state.model, state.optimizer, parameters=saved.parameters, state=saved.optimizer)
     state.step, state.bad_steps = saved.step, int(saved.state.get("bad_steps", 0))
+    state.window.extend(saved.state.get("losses", ()))
 
 
 def _describe(say: Callable[[str], None], state: TrainState, config: TrainConfig, ranks: World, name: str) -> None:

@@ -17,23 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minimind.durable import publish, to_json
-
-__all__ = [
-    "CHECKPOINT",
-    "RUN_ID",
-    "Reason",
-    "RunDir",
-    "RunError",
-    "RunFiles",
-    "RunSpec",
-    "RunState",
-    "State",
-    "derive",
-    "new_run_id",
-    "publish",
-    "to_json",
-]
+from minimind.durable import publish as publish
+from minimind.durable import to_json as to_json
 
 BEAT_INTERVAL_S = 10.0
 BEAT_STALE_S = 60.0
@@ -82,6 +67,8 @@ class RunError(Exception):
 
     agreed = False
     """Whether every rank leaves at the same place, so that none waits for another."""
+    ranks: tuple[int, ...] = ()
+    """Ranks whose fault it is, where that is known."""
 
     def __init__(self, what: str, *, why: str, remedy: str, reason: Reason = Reason.TRAINER_ERROR) -> None:
         super().__init__(what)
@@ -180,6 +167,7 @@ class RunFiles:
     attempts: frozenset[int] = frozenset()
     export_bytes: Mapping[str, int] = field(default_factory=dict)
     stop: bool = False
+    metrics_step: int = 0  # on the last line of metrics.jsonl, where that was read: beat.json may be 10 s older
 
     @classmethod
     def parse(cls, files: Mapping[str, bytes], *, sizes: Mapping[str, int], folders: Iterable[str] = ()) -> RunFiles:
@@ -246,7 +234,8 @@ def derive(files: RunFiles, alive: bool | None, host_now: float, *, boot_id: str
     attempt = max([_int(handle.get("attempt")), *files.attempts])
     outcome, ended = files.outcomes.get(attempt, {}), files.exits.get(attempt)
     beat = files.beat if files.beat and files.beat.get("attempt") == attempt else None
-    last_step = _int(outcome.get("last_step") or (beat or {}).get("last_step"))
+    told = outcome.get("last_step") or (ended or {}).get("last_step")
+    last_step = _int(told) or files.metrics_step or _int((beat or {}).get("last_step"))
 
     def verdict(state: State, reason: Reason | None = None, said: Mapping[str, Any] | None = None) -> RunState:
         return RunState(state=state, reason=reason, attempt=attempt, last_step=last_step, said=said or outcome)
@@ -272,6 +261,8 @@ def _ending(
 ) -> tuple[State, Reason | None]:
     if ended.get("reason"):
         return State.FAILED, _reason(ended["reason"])
+    if ended.get("stopped"):  # at once, by somebody who asked for it: no rank could say so
+        return State.STOPPED, None
     status, clean = outcome.get("status"), ended.get("code") == 0
     if status == "done" and clean:
         told = ended.get("weights")

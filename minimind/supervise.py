@@ -28,6 +28,7 @@ from minimind.keys import receive
 from minimind.process import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, boot_id, detach, oom_kills, prctl, start_time
 from minimind.rundir import BEAT_INTERVAL_S, Reason, RunDir, RunError, RunSpec
 from minimind.verdict import broken, judge, paragraph
+from minimind.warden import Warden, end_all_below
 
 EXIT_FAILED = 6
 EXIT_INVALID = 3
@@ -123,7 +124,8 @@ class Supervisor:
             raise
         self.handle = {"kind": "process", **self.identity, "attempt": self.attempt, "nproc": self.nproc}
         self.stop_asked_at: float | None = None
-        self.gave_up = False
+        self.gave_up = self.quit = False
+        self.warden = Warden(self.folder, self.nproc)
         self.copied_bytes = 0
 
     def run(self) -> int:
@@ -132,6 +134,7 @@ class Supervisor:
         metrics_before = self.dir.metrics.stat().st_size if self.dir.metrics.exists() else 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGQUIT, self._on_quit)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._beat(training=False)
         try:
@@ -139,6 +142,8 @@ class Supervisor:
             code = self._train(metrics_before)
             killed = oom_kills() > kills_before
             said = judge(self.folder, self.dir.export, code, killed_for_memory=killed, gave_up=self.gave_up)
+            if self.warden.verdict and code != 0:
+                said = {"code": code, **self.warden.verdict, "weights": []}
         except Exception as error:  # whatever it is, the run must not be left without an end
             said = broken(error, self.dir.root)
         self._beat(training=False)
@@ -147,7 +152,8 @@ class Supervisor:
 
     def conclude(self, said: dict[str, Any]) -> bool:
         """Write exit.json, over the reserve where the disk has no room; False when even that fails."""
-        said = {"attempt": self.attempt, **said, "ended_at": time.time()}
+        last_step = last_metrics_step(self.dir.metrics)
+        said = {"attempt": self.attempt, **said, "last_step": last_step, "ended_at": time.time()}
         target, reserve = self.folder / "exit.json", self.folder / RESERVE
         try:
             try:
@@ -168,6 +174,9 @@ class Supervisor:
         self.stop_asked_at = self.stop_asked_at or time.monotonic()
         with contextlib.suppress(OSError):  # a disk without room for a name: the grace period ends it
             self.dir.stop.touch(mode=0o600)
+
+    def _on_quit(self, number: int, frame: object) -> None:
+        self.quit = True
 
     def _train(self, metrics_before: int) -> int:
         ours = {"MINIMIND_ATTEMPT": str(self.attempt), "MINIMIND_RUN_DIR": str(self.dir.root)}
@@ -194,6 +203,9 @@ class Supervisor:
                 time.sleep(POLL_S)
                 self._copy_rank0(log)
                 self._enforce_stop(child)
+                self.warden.look()
+                if self.quit and not self.warden.verdict:
+                    self.warden.stop_at_once(self.dir, last_step=last_metrics_step(self.dir.metrics))
                 grew = self.dir.metrics.exists() and self.dir.metrics.stat().st_size > metrics_before
                 if time.monotonic() >= next_beat or grew is not training:
                     training, next_beat = grew, time.monotonic() + BEAT_INTERVAL_S
@@ -201,8 +213,7 @@ class Supervisor:
             self._copy_rank0(log)
         finally:
             os.close(log)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)  # a worker that outlived torchrun must not write behind our back
+            end_all_below()  # a worker that outlived torchrun must not write behind our back
         return code
 
     def _copy_rank0(self, log: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from launch.inventory import Host, Inventory, load
 from tests.support import sshd as sshd_parts
 from tests.support.docker import training_image  # noqa: F401 (a fixture)
+from tests.support.forker import forker  # noqa: F401 (a fixture)
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -20,15 +20,16 @@ done
 """Prints the boot id, then "pid start-time" of each process in its arguments that lives; zombies are dead."""
 
 KILL = r"""
+top=$1
 if [ -r /proc/self/stat ]; then
-  started=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20)
+  started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 !~ /[ZX]/ { print $20 }'; }
   pairs() { cat /proc/[0-9]*/stat 2>/dev/null | sed 's/ (.*) / /' | cut -d' ' -f1,3; }
 else
-  started=$(ps -o lstart= -p "$1")
+  started() { ps -o lstart= -p "$1"; }
   pairs() { ps -A -o pid= -o ppid=; }
 fi
-[ "$started" = "$2" ] || exit 0
-family=$(pairs | awk -v top="$1" '
+[ "$(started "$top")" = "$2" ] || exit 0
+family=$(pairs | awk -v top="$top" '
   { parent[$1] = $2 }
   END {
     found[top] = 1
@@ -38,9 +39,20 @@ family=$(pairs | awk -v top="$1" '
     } while (more)
     for (p in found) print p
   }')
-kill -KILL $family
+known=$(for p in $family; do printf '%s=%s\n' "$p" "$(started "$p")"; done)
+kill -QUIT "$top"
+ticks=0
+while [ "$ticks" -lt 40 ] && [ "$(started "$top")" = "$2" ]; do
+  ticks=$((ticks + 1))
+  sleep 0.2 2>/dev/null || sleep 1
+done
+for p in $family; do
+  now=$(started "$p")
+  [ -n "$now" ] && printf '%s\n' "$known" | grep -Fqx "$p=$now" && kill -KILL "$p"
+done
+exit 0
 """
-"""Kills a process, recognised by its start time, and everything below it."""
+"""Lets a process, recognised by its start time, end what is below it and say so; kills what is left after 8 s."""
 
 AFTER_SPEC = r"""
 umask 077
@@ -85,5 +97,5 @@ def alive(pids: Sequence[int]) -> list[str]:
 
 
 def kill(*, pid: int, start_time: str) -> list[str]:
-    """End a supervisor and all of its descendants at once, saving nothing."""
+    """End a supervisor and all of its descendants at once, saving no checkpoint; it still writes how it ended."""
     return ["sh", "-c", KILL, "sh", str(pid), start_time]

@@ -18,7 +18,7 @@ from minimind.rundir import State
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(0), default=330.0, show_default=True, help="Seconds to wait."
 )
-@click.option("--now", is_flag=True, help="End it at once, saving nothing.")
+@click.option("--now", is_flag=True, help="End it at once: no checkpoint, steps since the last one are lost.")
 @click.option("--host", help="Look on this host only.")
 @session.json_option
 def stop(run: str, timeout_s: float, now: bool, host: str | None, as_json: bool) -> int:
@@ -30,6 +30,8 @@ def stop(run: str, timeout_s: float, now: bool, host: str | None, as_json: bool)
     already = "already " if found.state.state.ended else ""
     told = "was never started" if ended.state.state is State.PREPARED else f"{already}{ended.state.state}"
     session.terminal.say(f"{ended.run_id} {told}, last step {ended.state.last_step}")
+    if now and ended.said.get("why"):
+        session.terminal.say(str(ended.said["why"]))
     if as_json:
         session.print_json(ended.row())
     return 0

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from launch import environment
 from launch.errors import Exit, LaunchError
@@ -16,7 +17,7 @@ from launch.runs.start import Ends, Laptop, attempt_of
 from launch.secrets import Secret
 from launch.transport import Transport
 from launch.voice import Voice
-from minimind.rundir import RunError, RunSpec, State
+from minimind.rundir import RunError, RunSpec, State, to_json
 
 POLL_S = 0.5
 UNSTOP = 'rm -f -- "$1/stop"'
@@ -27,9 +28,14 @@ def stop(transport: Transport, run: Run, voice: Voice, *, timeout_s: float, now:
 
     Raises:
         LaunchError: INCOMPLETE when it has not ended within ``timeout_s``; it has been asked all the same.
+            HOST_NOT_READY at once when nobody can tell whether it lives.
     """
     if run.state.state.ended or run.state.state is State.PREPARED:
         return run
+    if run.state.state is State.UNKNOWN:
+        if not now:  # if it lives, it sees this
+            transport.publish(f"{run.run_dir}/stop", b"")
+        raise _unknown(run, "stop was asked for all the same; " if not now else "nothing was ended; ")
     if now:
         _executor(run).stop(transport, run.run_id, {**run.handle, "attempt": run.state.attempt})
     else:
@@ -44,8 +50,37 @@ def stop(transport: Transport, run: Run, voice: Voice, *, timeout_s: float, now:
                 remedy=f"wait with `launch stop {run.run_id}`, or end it unsaved with `launch stop --now {run.run_id}`",
                 code=Exit.INCOMPLETE,
             )
+        if found.state.state is State.UNKNOWN:
+            raise _unknown(run, "it was asked to stop; ")
         time.sleep(POLL_S)
+    if now and found.state.state is State.LOST:  # its supervisor could not say so any more: nobody else will
+        transport.publish(f"{run.run_dir}/attempts/{found.state.attempt}/exit.json", to_json(_ended_by_force(found)))
+        found = _again(transport, run)
     return found
+
+
+def _ended_by_force(run: Run) -> dict[str, Any]:
+    return {
+        "attempt": run.state.attempt,
+        "code": -9,
+        "reason": None,
+        "stopped": "now",
+        "what": "stopped at once, as it was asked to",
+        "why": "`launch stop --now`; its supervisor did not answer and was killed, too",
+        "remedy": "`launch resume` goes on from the last checkpoint; the steps since then are lost",
+        "weights": [],
+        "last_step": run.state.last_step,
+        "ended_at": time.time(),
+    }
+
+
+def _unknown(run: Run, done: str) -> LaunchError:
+    return LaunchError(
+        f"whether {run.run_id} is alive cannot be told",
+        why=f"{done}its {run.spec.get('executor')} executor does not answer on {run.host}",
+        remedy=f"start the engine on {run.host} again, then repeat this; `launch hosts` shows whether it answers",
+        code=Exit.HOST_NOT_READY,
+    )
 
 
 def resume(
@@ -67,12 +102,7 @@ def resume(
     if state is State.SUCCEEDED:
         return None
     if state is State.UNKNOWN:
-        raise LaunchError(
-            f"whether {run.run_id} is alive cannot be told",
-            why=f"its {run.spec.get('executor')} executor does not answer on {run.host}",
-            remedy=f"start the engine on {run.host} again, then repeat this; `launch hosts` shows whether it answers",
-            code=Exit.HOST_NOT_READY,
-        )
+        raise _unknown(run, "")
     if not (state.ended or state is State.PREPARED):
         raise LaunchError(
             f"{run.run_id} is alive already",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -147,15 +149,19 @@ def _look(transport: Transport, root: str | None, run_id: str) -> _Look:
         )
     sizes, folders = _listing(listing.decode(errors="replace"))
     contents = _contents(archive)
+    losses, steps = _last_metrics(metrics.decode(errors="replace"))
     return _Look(
         root=facts.get("root", ""),
         now=float(facts["now"]),
         boot_id=facts.get("boot_id") or None,
         files={
-            run: RunFiles.parse(contents.get(run, {}), sizes=sizes.get(run, {}), folders=folders.get(run, ()))
+            run: dataclasses.replace(
+                RunFiles.parse(contents.get(run, {}), sizes=sizes.get(run, {}), folders=folders.get(run, ())),
+                metrics_step=steps.get(run, 0),
+            )
             for run in sorted({*sizes, *folders})
         },
-        losses=_losses(metrics.decode(errors="replace")),
+        losses=losses,
     )
 
 
@@ -204,16 +210,18 @@ def _contents(archive: bytes) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def _losses(text: str) -> dict[str, float]:
+def _last_metrics(text: str) -> tuple[dict[str, float], dict[str, int]]:
+    """The last loss and the last step of each run."""
     losses: dict[str, float] = {}
+    steps: dict[str, int] = {}
     run = None
     for line in text.splitlines():
         if heading := re.fullmatch(r"==> (.+) <==", line):
             place = _split(heading[1])
             run = place and place[0]
         elif run and line.startswith("{"):
-            try:
-                losses[run] = float(json.loads(line)["loss"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return losses
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+                metrics = json.loads(line)
+                steps[run] = int(metrics["step"])
+                losses[run] = float(metrics["loss"])
+    return losses, steps

@@ -175,8 +175,14 @@ def test_stop_ends_it_with_everything_below_it(bench, alive):
     bench.executor.stop(bench.transport, attempt.run_id, handle)
     wait_for(lambda: not bench.executor.status(bench.transport, {attempt.run_id: handle})[attempt.run_id])
     wait_for(lambda: not _trainers(attempt), timeout_s=20)
-    assert bench.seen(attempt).state.state is State.LOST
+    ended = bench.seen(attempt)
+    assert ended.state.state is State.STOPPED and ended.state.last_step == _last_step(attempt) > 0
+    assert "steps since then are lost" in ended.said["why"]
     bench.executor.stop(bench.transport, attempt.run_id, handle)  # ended already is no error
+
+
+def _last_step(attempt) -> int:
+    return corpus.metrics(pathlib.Path(attempt.run_dir))[-1]["step"]
 
 
 def _trainers(attempt) -> list[str]:

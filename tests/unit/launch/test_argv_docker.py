@@ -49,7 +49,7 @@ def test_the_other_commands():
     assert docker.container_name("R", 3) == "minimind-R-a3"
     assert docker.containers()[:4] == ["docker", "ps", "--all", "--no-trunc"]
     assert docker.remove("n") == ["docker", "rm", "n"]
-    assert docker.kill("n") == ["docker", "kill", "n"]
+    assert docker.kill("n") == ["sh", "-c", docker.KILL, "sh", "n"]
     assert docker.logs("n", lines=5) == ["docker", "logs", "--tail", "5", "n"]
     assert docker.image("i")[-1] == "i"
     assert docker.history("i") == ["docker", "history", "--human=false", "--format", "{{.Size}}", "i"]

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -61,7 +62,7 @@ def test_kill_ends_grandchildren_in_sessions_of_their_own_and_nobody_of_another_
         subprocess.run(supervise.kill(pid=parent.pid, start_time="1"), check=True)
         assert parent.poll() is None
         subprocess.run(supervise.kill(pid=parent.pid, start_time=start_time(parent.pid)), check=True)
-        assert parent.wait(20) == -9
+        assert parent.wait(20) == -signal.SIGQUIT
     wait_for(lambda: not pathlib.Path(f"/proc/{child}").exists() or " Z " in _stat(int(child)), timeout_s=20)
 
 

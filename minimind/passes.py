@@ -1,0 +1,70 @@
+"""What one rank computes in a step, what it drops, and whose fault a number is that is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minimind.batches import Batch, Step
+from minimind.config import TrainConfig
+from minimind.dist import World
+from minimind.dropout import Dropout, keys
+from minimind.prepare import TrainState
+from minimind.rundir import Reason, RunError
+
+LINES_NAMED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One forward and backward: its batch, whether it counts, and its share of its micro-batch's texts."""
+
+    batch: Batch
+    weight: float = 1.0
+    share: float = 1.0
+
+
+def my_passes(state: TrainState, step: Step, ranks: World) -> list[Pass]:
+    """Passes of this rank; one with nothing to do takes part with a pass that weighs nothing.
+
+    Where the model is sharded every pass gathers it from all ranks, so all of them make equally many.
+    """
+    passes = []
+    for samples in step.micro_batches[ranks.rank :: ranks.size]:
+        batches = list(state.reader.batches(samples))
+        texts = sum(batch.documents for batch in batches)
+        passes += [Pass(batch=batch, share=batch.documents / texts) for batch in batches]
+    wanted = ranks.largest(len(passes)) if ranks.sharded else 0
+    wanted = max(wanted, int(ranks.size > 1))
+    if len(passes) < wanted:
+        silent = Pass(batch=state.reader.silent(), weight=0.0, share=0.0)
+        passes += [silent] * (wanted - len(passes))
+    return passes
+
+
+def dropout_of(config: TrainConfig, ranks: World, step: Step, one: Pass) -> Dropout | None:
+    """What a pass drops."""
+    if not config.dropout:
+        return None
+    batch = one.batch
+    width = None if batch.lengths is not None else batch.ids.shape[1]
+    names = keys(config.seed, step.epoch, batch.numbers, batch.widths, width)
+    return Dropout(share=config.dropout, keys=names.to(ranks.device))
+
+
+def not_finite(ranks: World, state: TrainState) -> RunError:
+    """The paragraph after too many such steps, with the lines of the data that did it where a loss tells."""
+    step = state.order.step(state.step)
+    lines = sorted(ranks.gather(state.bad_samples))
+    every = sorted(line for samples in step.micro_batches for line in state.reader.lines(samples))
+    named = lines or every
+    shown = ", ".join(map(str, named[:LINES_NAMED])) + (
+        f" and {len(named) - LINES_NAMED} more" if len(named) > LINES_NAMED else ""
+    )
+    return RunError(
+        f"the gradient was not finite in {state.bad_steps} steps in a row, the last is {state.step}",
+        why=("training diverged, or these samples do it" if lines else "training diverged: every loss was finite")
+        + f"; step {state.step} read lines {shown} of the data; none of these steps changed the weights",
+        remedy="look at these lines; lower --learning_rate, then `launch resume` or a new run; the last checkpoint is "
+        "sound",
+        reason=Reason.NAN_LOSS,
+    )
