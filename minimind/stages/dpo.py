@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from minimind.batches import Batch
 from minimind.config import DpoConfig
-from minimind.losses import dpo, sum_by_document, token_log_probs
+from minimind.losses import dpo, linear_log_probs, sum_by_document
 from minimind.model import MiniMind
 from minimind.stages.base import Forward, Stage
 
@@ -40,8 +41,9 @@ class Dpo(Stage):
         return model.auxiliary() if self.config.arch == "minimind3" else None
 
     def _log_probs(self, forward: Forward, batch: Batch) -> Tensor:
-        logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
-        summed = sum_by_document(token_log_probs(logits, batch.targets), batch.document, batch.documents)
+        head = functools.partial(linear_log_probs, targets=batch.targets)
+        each = forward(batch.ids, lengths=batch.lengths, select=batch.select, head=head)  # (N,)
+        summed = sum_by_document(each, batch.document, batch.documents)
         if self.config.length_normalised:
             ones = torch.ones_like(batch.targets, dtype=summed.dtype)
             summed = summed / sum_by_document(ones, batch.document, batch.documents)
