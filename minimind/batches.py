@@ -96,6 +96,7 @@ class Batch:
     targets: Tensor  # (N,)
     document: Tensor  # (N,) which document each target belongs to
     weights: Tensor  # (N,) one each, unless the stage weighs
+    numbers: Tensor  # (documents,) which documents of the data they are
     documents: int
     count: int  # targets, each once
     tokens: int  # real ones, each document's first included
@@ -106,7 +107,7 @@ class Batch:
             return self
         moved = {
             name: getattr(self, name).pin_memory().to(device, non_blocking=True)
-            for name in ("ids", "select", "targets", "document", "weights")
+            for name in ("ids", "select", "targets", "document", "weights", "numbers")
         }
         return dataclasses.replace(self, **moved)
 
@@ -210,6 +211,7 @@ class Reader:
                 )
             ),
             count=sum(int((flag & TARGET).sum()) for flag in flags),
+            numbers=torch.from_numpy(numbers),
             documents=len(ids),
             tokens=int(lengths.sum()),
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minimind.rundir import Reason, RunError
@@ -40,6 +40,12 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return list(tensor.tolist())
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """The tensor, summed over ranks in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def share(self, text: str) -> str:
         """Rank 0's text, on every rank."""

@@ -53,6 +53,7 @@ class TrainState:
     order: Order
     identity: dict[str, Any]
     sidecar: dict[str, Any]
+    facts: dict[str, Any]
     step: int = 0
     bad_steps: int = 0
 
@@ -144,6 +145,12 @@ def prepare(
             "stage": stage.info.name,
             "run_id": attempt.dir.root.name,
             "tokenizer_sha256": words.sha256,
+        },
+        facts={
+            "start": identity["start_sha256"],
+            "model": dataclasses.asdict(model.config),
+            "max_seq_len": config.max_seq_len,
+            "computed_in": config.dtype if ranks.device.type == "cuda" else "float32",
         },
     )
     if saved:

@@ -1,8 +1,8 @@
 """Training as the original does it, on transformers.
 
 Rows are padded to max_seq_len, every position has a label, the optimiser is torch's AdamW. It is the reference of
-`bench/train.py` and shares with ours the order of samples and the starting weights, no code beyond that. Data is tokenised
-before the clock starts. A process of its own: a JSON specification in, a JSON result out.
+`bench/train.py` and shares with ours the order of samples and the starting weights, no code beyond that. Data is
+tokenised before the clock starts. A process of its own: a JSON specification in, a JSON result out.
 """
 
 import copy
