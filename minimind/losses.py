@@ -12,6 +12,14 @@ ROWS = 256
 """Targets whose logits exist at one time: 256 rows of 6400 entries stay near a CPU's cache."""
 
 
+def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows, V) becomes, in place, exp(logits - max): log of the sum of exp (rows, 1), the exponentials, their sum."""
+    top = logits.amax(-1, keepdim=True)
+    exponentials = logits.sub_(top).exp_()
+    norm = exponentials.sum(-1, keepdim=True)
+    return norm.log() + top, exponentials, norm
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """:func:`linear_cross_entropy_sum`. Its gradients are linear in what comes from above, so the forward makes them.
 
@@ -31,12 +39,13 @@ class LinearCrossEntropy(torch.autograd.Function):
             rows = slice(first, first + ROWS)
             part, wanted = low[rows], targets[rows, None]
             logits = (part @ matrix.T).float()  # (rows, V)
-            log_sum = logits.logsumexp(-1, keepdim=True)  # (rows, 1)
-            losses = (log_sum - logits.gather(1, wanted))[:, 0]
+            of_target = logits.gather(1, wanted)  # (rows, 1)
+            log_sum, exponentials, norm = _exponentials(logits)
+            losses = (log_sum - of_target)[:, 0]
             total += losses.sum() if weights is None else (losses * weights[rows]).sum()
             if of_hidden is None and of_weight is None:
                 continue
-            gradient = logits.sub_(log_sum).exp_()
+            gradient = exponentials.div_(norm)
             gradient.scatter_add_(1, wanted, gradient.new_full((), -1.0).expand_as(wanted))
             if weights is not None:
                 gradient.mul_(weights[rows, None])
@@ -113,8 +122,9 @@ class LinearLogProbs(torch.autograd.Function):
         for first in range(0, len(low), ROWS):
             rows = slice(first, first + ROWS)
             logits = (low[rows] @ matrix.T).float()  # (rows, V)
-            log_sum[rows] = logits.logsumexp(-1)
-            found[rows] = logits.gather(1, targets[rows, None])[:, 0] - log_sum[rows]
+            of_target = logits.gather(1, targets[rows, None])[:, 0]
+            log_sum[rows] = _exponentials(logits)[0][:, 0]
+            found[rows] = of_target - log_sum[rows]
         ctx.save_for_backward(hidden, weight, targets, log_sum)
         return found
 

@@ -1,4 +1,4 @@
-"""`python -m minimind …` that also says what its lines of metrics do not: peak memory, and the pass before the first step.
+"""`python -m minimind …` that also says what its metrics do not: peak memory, and the pass before the first step.
 
 Both stand in ``peak.json`` of the run directory.
 """
