@@ -55,6 +55,12 @@ class World:
         dist.all_reduce(tensor)
         return list(tensor.tolist())
 
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """The tensor, summed over ranks in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def share(self, text: str) -> str:
         """Rank 0's text, on every rank."""
         box = [text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from minimind.batches import Reader
 from minimind.config import UsageError
 from minimind.dialogue import Speaker, readable, visible
 from minimind.durable import publish
-from minimind.losses import cross_entropy_sum, sum_by_document, token_log_probs
+from minimind.losses import linear_log_probs, sum_by_document
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
 from minimind.sampling import Sampling, generate_all
@@ -74,14 +75,15 @@ def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int) -> dict[s
     for first in range(0, len(reader.usable), BATCH):
         for batch in reader.batches(np.arange(first, min(first + BATCH, len(reader.usable)))):
             moved = batch.to(device)
-            logits = model(moved.ids, lengths=moved.lengths, select=moved.select)  # (N, V)
+            head = functools.partial(linear_log_probs, targets=moved.targets)
+            each = model(moved.ids, lengths=moved.lengths, select=moved.select, head=head)  # (N,)
             targets += batch.count
             if data.kind == "pair":
-                summed = sum_by_document(token_log_probs(logits, moved.targets), moved.document, moved.documents)
+                summed = sum_by_document(each, moved.document, moved.documents)
                 chosen, rejected = summed.view(2, -1)  # each (P,)
                 margins.append((chosen - rejected).cpu())
             else:
-                loss_sum += float(cross_entropy_sum(logits, moved.targets))
+                loss_sum -= float(each.sum())
     if data.kind == "pair":
         margin = torch.cat(margins)
         return {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "pairs": len(margin)}

@@ -52,6 +52,8 @@ def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
             raise problem or PeerFailed
         if state is not None:
             state.wrapped = ranks.wrap(state.model)
+            with _autocast(config, ranks):
+                stage.begin(state.reader, ranks, state.facts, say)
             attempt.agreed = False
             try:
                 _run(config, attempt, ranks, state, say)

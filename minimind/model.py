@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, C hidden, H heads, K key/value heads, D head width, V 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -295,17 +295,19 @@ class MiniMind(nn.Module):
         lengths: Sequence[int] | None = None,
         cache: Memory | None = None,
         select: Tensor | None = None,
+        head: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Logits.
+        """Logits, or what ``head`` makes in their place.
 
         Args:
             input_ids: (B, T) token ids.
             lengths: with B = 1, the lengths of the documents that make up the row; positions restart at each.
             cache: earlier tokens' keys and values; these T tokens are added to them.
             select: (N,) indices into the B*T positions; only their logits are computed.
+            head: called with the last hidden states and the output matrix (V, C); a loss that never makes all logits.
 
         Returns:
-            (B, T, V), or (N, V) with ``select``.
+            (B, T, V), or (N, V) with ``select``; with ``head``, its result.
 
         Raises:
             RunError: when a text is longer than the model's positions.
@@ -332,5 +334,5 @@ class MiniMind(nn.Module):
         x = self.model.norm(x)  # (B, T, C)
         if select is not None:
             x = x.reshape(-1, x.shape[-1]).index_select(0, select)  # (N, C)
-        logits: Tensor = self.lm_head(x)
-        return logits
+        made: Tensor = self.lm_head(x) if head is None else head(x, self.lm_head.weight)
+        return made

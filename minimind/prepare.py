@@ -59,6 +59,7 @@ class TrainState:
     order: Order
     identity: dict[str, Any]
     sidecar: dict[str, Any]
+    facts: dict[str, Any]
     step: int = 0
     bad_steps: int = 0
     bad_samples: list[int] = field(default_factory=list)
@@ -151,6 +152,12 @@ def prepare(
             "tokenizer_sha256": words.sha256,
             **({"base_sha256": sha256_file(start)} if start and stage.needs_start_on_resume else {}),
             **stage.sidecar(model),
+        },
+        facts={
+            "start": identity["start_sha256"],
+            "model": dataclasses.asdict(model.config),
+            "max_seq_len": config.max_seq_len,
+            "computed_in": config.dtype if ranks.device.type == "cuda" else "float32",
         },
     )
     if saved:

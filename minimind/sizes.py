@@ -63,15 +63,16 @@ def memory(
     Weights and gradients are fp32, AdamW keeps two more fp32 numbers a trained parameter, ``frozen`` parameters (a
     reference, a teacher) are held once. What a pass keeps for its gradient, in fp32 numbers: 11 C + 4 I a token and
     layer (the norms' inputs and outputs, queries, keys and values as attention saw them, the four inner rows of the
-    feed-forward; a mixture keeps the latter for each expert that a token went to), and 3 V a target (logits, their
-    log-softmax, its gradient; a teacher's logits come on top). Measured on CPUs it is within a factor of 2 of the
+    feed-forward; a mixture keeps the latter for each expert that a token went to), and 2 C a target (its last state and
+    the gradient of it: logits exist for a few rows at a time). Distillation compares whole distributions: 5 V a target
+    (both models' logits, their log-softmax, a gradient). Measured on CPUs it is within a factor of 2 of the
     resident set at its peak; autocast to 16 bits takes less.
     """
     chosen = max(1, config.experts_per_token + config.num_shared_experts)
     c, inner = config.hidden_size, config.intermediate_size
     routed = 3 * config.experts_per_token * c if config.num_experts else 0
     kept = tokens * config.num_hidden_layers * (11 * c + 4 * inner * chosen + routed)
-    logits = targets * config.vocab_size * (3 + 2 * teacher_logits)
+    logits = targets * (5 * config.vocab_size if teacher_logits else 2 * c)
     return Memory(
         weights=FP32 * parameters(config) + (FP32 * trained if trained < parameters(config) else 0),
         gradients=FP32 * trained,

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from minimind.batches import Batch, Weigh
+from minimind.batches import Batch, Reader, Weigh
 from minimind.catalog import StageInfo
+from minimind.dist import World
 from minimind.model import MiniMind
 from minimind.shards import Kind, kind_for
 from minimind.tokenizer import Tokenizer
@@ -45,6 +46,9 @@ class Stage(abc.ABC):
     def needs_start_on_resume(self) -> bool:
         """Whether a checkpoint alone cannot rebuild the stage (a frozen base or a reference is not in it)."""
         return False
+
+    def begin(self, reader: Reader, ranks: World, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """What all ranks do together before the first step; ``facts`` name weights, data and cut."""
 
     @abc.abstractmethod
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:

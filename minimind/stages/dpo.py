@@ -1,16 +1,20 @@
-"""Direct preference optimisation against a frozen copy of the starting weights."""
+"""Direct preference optimisation against the frozen starting weights, whose answers are scored once."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minimind.batches import Batch
+from minimind import reference
+from minimind.batches import Batch, Reader
 from minimind.config import DpoConfig
-from minimind.losses import dpo, sum_by_document, token_log_probs
+from minimind.dist import World
+from minimind.losses import dpo, linear_log_probs, sum_by_document
 from minimind.model import MiniMind
 from minimind.stages.base import Forward, Stage
 
@@ -22,34 +26,36 @@ class Dpo(Stage):
     config: DpoConfig
 
     def prepare(self, model: MiniMind) -> None:
-        """Keep the starting weights as the reference."""
-        self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+        """Keep the starting weights until the reference is known."""
+        self.start: MiniMind | None = copy.deepcopy(model).requires_grad_(False).eval()
 
     @property
     def needs_start_on_resume(self) -> bool:
         """The reference is not in a checkpoint."""
         return True
 
-    def to(self, device: torch.device) -> None:
-        """Move the reference."""
-        self.reference.to(device)
+    def begin(self, reader: Reader, ranks: World, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """Know every answer's log-probability under the starting weights; these are dropped then."""
+        assert self.start is not None
+        forward = self.start.to(ranks.device)
+        sums = reference.load_or_compute(lambda b: self._sums(forward, b), reader, ranks, facts=facts, say=say)
+        self.reference, self.start = torch.from_numpy(sums).to(ranks.device), None  # (documents of the data,)
 
     def auxiliary(self, model: MiniMind) -> Tensor | None:
         """minimind3 adds the policy's, minimind2 none."""
         return model.auxiliary() if self.config.arch == "minimind3" else None
 
-    def _log_probs(self, forward: Forward, batch: Batch) -> Tensor:
-        logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
-        summed = sum_by_document(token_log_probs(logits, batch.targets), batch.document, batch.documents)
-        if self.config.length_normalised:
-            ones = torch.ones_like(batch.targets, dtype=summed.dtype)
-            summed = summed / sum_by_document(ones, batch.document, batch.documents)
-        return summed.view(2, -1)  # chosen and rejected, (2, P)
+    def _sums(self, forward: Forward, batch: Batch) -> Tensor:
+        head = functools.partial(linear_log_probs, targets=batch.targets)
+        each = forward(batch.ids, lengths=batch.lengths, select=batch.select, head=head)  # (N,)
+        return sum_by_document(each, batch.document, batch.documents)  # (2P,)
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Loss summed over the batch's P pairs, with the sums of margins and of pairs ranked rightly."""
-        with torch.no_grad():
-            reference = self._log_probs(self.reference, batch)
-        loss_sum, margin = dpo(self._log_probs(forward, batch), reference, beta=self.config.beta)
+        both = torch.stack((self._sums(forward, batch), self.reference[torch.from_numpy(batch.numbers)]))  # (2, 2P)
+        if self.config.length_normalised:
+            both = both / torch.bincount(batch.document, minlength=batch.documents)
+        policy, known = both.view(2, 2, -1)  # each (2, P): chosen and rejected
+        loss_sum, margin = dpo(policy, known, beta=self.config.beta)
         told = {"margin": margin.detach().sum(), "accuracy": (margin.detach() > 0).sum()}
         return loss_sum, len(margin), told

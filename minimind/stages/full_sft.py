@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from minimind.batches import Batch
-from minimind.losses import cross_entropy_sum
+from minimind.losses import linear_cross_entropy_sum
 from minimind.stages.base import Forward, Stage
 
 
@@ -16,5 +17,5 @@ class FullSft(Stage):
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Cross-entropy summed over the batch's N answer tokens."""
-        logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
-        return cross_entropy_sum(logits, batch.targets), batch.count, {}
+        head = functools.partial(linear_cross_entropy_sum, targets=batch.targets)
+        return forward(batch.ids, lengths=batch.lengths, select=batch.select, head=head), batch.count, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from minimind import lora
 from minimind.batches import Batch
 from minimind.config import LoraConfig
-from minimind.losses import cross_entropy_sum
+from minimind.losses import linear_cross_entropy_sum
 from minimind.model import MiniMind
 from minimind.stages.base import Forward, Stage
 
@@ -40,8 +41,8 @@ class LoraSft(Stage):
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Cross-entropy summed over the batch's N answer tokens."""
-        logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
-        return cross_entropy_sum(logits, batch.targets), batch.count, {}
+        head = functools.partial(linear_cross_entropy_sum, targets=batch.targets)
+        return forward(batch.ids, lengths=batch.lengths, select=batch.select, head=head), batch.count, {}
 
     def sidecar(self, model: MiniMind) -> dict[str, Any]:
         """Ranks and targets; the file's keys and shapes say them too."""

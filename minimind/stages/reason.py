@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from minimind.batches import Batch, Weigh
 from minimind.config import ReasonConfig
-from minimind.losses import weighted_cross_entropy_sum
+from minimind.losses import linear_cross_entropy_sum
 from minimind.shards import IN_TAG, TAGS, TARGET
 from minimind.stages.base import Forward, Stage
 from minimind.tokenizer import Tokenizer
@@ -36,5 +37,5 @@ class Reason(Stage):
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """Weighted cross-entropy summed over the batch's N positions; counted are its answer tokens."""
-        logits = forward(batch.ids, lengths=batch.lengths, select=batch.select)  # (N, V)
-        return weighted_cross_entropy_sum(logits, batch.targets, batch.weights), batch.count, {}
+        head = functools.partial(linear_cross_entropy_sum, targets=batch.targets, weights=batch.weights)
+        return forward(batch.ids, lengths=batch.lengths, select=batch.select, head=head), batch.count, {}
