@@ -37,10 +37,13 @@ SHOWN = sorted({(page.relative_to(ROOT).as_posix(), c) for page in PAGES for c i
 
 def check_trainer(words):
     stage, flags = words[0], words[1:]
-    if stage == "chat":
-        generate = pytest.importorskip("minimind.generate")
+    if stage in ("chat", "eval", "serve"):
+        generate, evaluate, serve = (
+            pytest.importorskip(f"minimind.{name}") for name in ("generate", "evaluate", "serve")
+        )
+        uses = {"chat": generate.ChatConfig, "eval": evaluate.EvalConfig, "serve": serve.ServeConfig}
         parser = command_line.Parser(allow_abbrev=False)
-        command_line.add_fields(parser, generate.ChatConfig, {})
+        command_line.add_fields(parser, uses[stage], {})
         parser.parse_args(flags)
     elif "--help" in flags:
         assert stage in CATALOG
