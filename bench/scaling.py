@@ -167,11 +167,11 @@ def main() -> int:
     most = small["1024xH100"]
     steps = CORPUS_LINES / most["samples_per_step"]
     print(
-        f"\nWhat stops first is the batch, not the wire: with no_sync and overlap 1,024 GPUs keep"
-        f"\n{most['efficiency']:.0%}, but only because a step then takes {most['samples_per_step']:,} texts: a file of"
-        f"\n{CORPUS_LINES:,} lines is {steps:.0f} steps, too few to learn from. With one micro-batch a step (an eighth of"
-        f"\nthe texts) {most['one_micro_batch']:.0%} is left. 8 GPUs give {small['8x4090 PCIe']['speedup']:.1f}x to one run of"
-        f"\na model this small; more of them belong to several runs at once (a sweep)."
+        "\nWhat stops first is the batch, not the wire. With no_sync and overlap 1,024 GPUs keep"
+        f"\n{most['efficiency']:.0%}, but a step then takes {most['samples_per_step']:,} texts: {CORPUS_LINES:,} lines"
+        f"\nare {steps:.0f} steps, too few to learn from; with one micro-batch a step (an eighth of the texts)"
+        f"\n{most['one_micro_batch']:.0%} is left. 8 GPUs give {small['8x4090 PCIe']['speedup']:.1f}x to one run of a"
+        "\nmodel this small; more of them belong to several runs at once (a sweep)."
     )
     return 0 if agree else 1
 

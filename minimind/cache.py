@@ -81,6 +81,23 @@ class Piece:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
+class Pack:
+    """Whole prompts of rows ``first``, ``first`` + 1 …, one after the other in one pass (B = 1); each sees itself."""
+
+    def __init__(self, cache: Cache, first: int, lengths: Sequence[int]) -> None:
+        self.cache, self.first, self.lengths = cache, first, list(lengths)
+        self.tables = tuple(torch.cat([table[:n] for n in lengths]) for table in (cache.cos, cache.sin))  # each (T, D)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(1, H, T, D)."""
+        parts = zip(*(torch.split(x, self.lengths, dim=2) for x in (q, k, v)), strict=True)
+        found = [
+            Piece(self.cache, row, 0, part[0].shape[2]).attend(layer, *part)
+            for row, part in enumerate(parts, start=self.first)
+        ]
+        return torch.cat(found, dim=2)
+
+
 class Step:
     """One further token in each of the first B rows, at each row's own position (T = 1).
 

@@ -48,7 +48,7 @@ def kind_of(path: Path) -> shards.Kind:
     Raises:
         RunError: DATA_MISSING or DATA_INVALID.
     """
-    for _, line in jsonl.parse_lines(path, lambda line: line, skip_bad_lines=0, faults=[]):
+    for _, line in jsonl.parse_lines(path, lambda line: line, skip_bad_lines=0):
         for key, kind in KINDS.items():
             if key in line:
                 return kind

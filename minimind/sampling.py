@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from minimind.cache import Cache, Piece, Stepper
+from minimind.cache import Cache, Pack, Piece, Stepper
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
 
@@ -70,6 +70,47 @@ class Batch:
         Raises:
             RunError: when the prompt is empty or leaves no position for an answer, or the weights give no numbers.
         """
+        row = self._row(prompt, sampling)
+        index = len(self.rows)
+        self.cache.reserve(index + 1, len(prompt) + min(row.left, PIECE))
+        ids = torch.tensor([list(prompt)], device=self.cache.device)
+        for start in range(0, len(prompt), PIECE):
+            if not wanted():
+                return row
+            part = ids[:, start : start + PIECE]  # (1, T)
+            last = torch.tensor([part.shape[1] - 1], device=ids.device)
+            found = self.model(part, cache=Piece(self.cache, index, start, part.shape[1]), select=last)  # (1, V)
+        self.rows.append(row)
+        self._begin([row], found)
+        return row
+
+    @torch.inference_mode()
+    def join_all(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Row]:
+        """The same for many prompts; short ones are read several at a time.
+
+        Raises:
+            RunError: as :meth:`join`.
+        """
+        joined = [self._row(prompt, sampling) for prompt in prompts]
+        at, most = 0, min(PIECE, self.model.config.max_position_embeddings)
+        while at < len(prompts):
+            end = at + 1
+            while end < len(prompts) and sum(map(len, prompts[at : end + 1])) <= most:
+                end += 1
+            lengths, first = [len(prompt) for prompt in prompts[at:end]], len(self.rows)
+            if end == at + 1:
+                joined[at] = self.join(prompts[at], sampling)
+            else:
+                self.cache.reserve(first + len(lengths), max(lengths) + min(joined[at].left, PIECE))
+                ids = torch.tensor([[i for prompt in prompts[at:end] for i in prompt]], device=self.cache.device)
+                last = torch.tensor(lengths, device=ids.device).cumsum(0) - 1
+                found = self.model(ids, cache=Pack(self.cache, first, lengths), select=last)  # (prompts, V)
+                self.rows += joined[at:end]
+                self._begin(joined[at:end], found)
+            at = end
+        return joined
+
+    def _row(self, prompt: Sequence[int], sampling: Sampling) -> Row:
         positions = self.model.config.max_position_embeddings
         if not prompt or len(prompt) >= positions:
             raise RunError(
@@ -80,28 +121,24 @@ class Batch:
             )
         left = min(sampling.max_new_tokens, positions - len(prompt))
         generator = torch.Generator().manual_seed(sampling.seed)
-        row = Row(sampling=sampling, position=len(prompt), left=left, generator=generator)
-        index = len(self.rows)
-        self.cache.reserve(index + 1, len(prompt) + min(left, PIECE))
-        ids = torch.tensor([list(prompt)], device=self.cache.device)
-        for start in range(0, len(prompt), PIECE):
-            if not wanted():
-                return row
-            part = ids[:, start : start + PIECE]  # (1, T)
-            last = torch.tensor([part.shape[1] - 1], device=ids.device)
-            found = self.model(part, cache=Piece(self.cache, index, start, part.shape[1]), select=last)  # (1, V)
-        logits = found[0].float().cpu()  # (V,)
+        return Row(sampling=sampling, position=len(prompt), left=left, generator=generator)
+
+    def _begin(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """Take the first token of rows that have just joined, from (rows, V); those that end at once leave."""
+        logits = logits.float().cpu()
         if not torch.isfinite(logits).all():
+            for row in rows:
+                self.leave(row)
             raise RunError(
                 "the weights give no finite logits",
                 why="they were damaged, or training diverged before they were written",
                 remedy="use weights of an earlier checkpoint",
                 reason=Reason.NAN_LOSS,
             )
-        self._take(row, choose(logits, sampling, generator))
-        if row.finish is None:
-            self.rows.append(row)
-        return row
+        for row, one in zip(rows, logits, strict=True):
+            self._take(row, choose(one, row.sampling, row.generator))
+        for row in [row for row in rows if row.finish]:
+            self.leave(row)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -151,7 +188,7 @@ def generate(model: MiniMind, prompt: Sequence[int], sampling: Sampling) -> Iter
 def generate_all(model: MiniMind, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     """The continuation of each prompt, made together; each is what it would be alone with the same seed."""
     batch = Batch(model)
-    rows = [batch.join(prompt, sampling) for prompt in prompts]
+    rows = batch.join_all(prompts, sampling)
     texts = [[row.token] if row.token is not None else [] for row in rows]
     while batch.rows:
         live = [(row, text) for row, text in zip(rows, texts, strict=True) if row in batch.rows]

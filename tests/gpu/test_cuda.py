@@ -5,6 +5,7 @@ import torch
 
 from minimind.config import ModelConfig
 from minimind.model import MiniMind, attend, attend_padded
+from minimind.sampling import Batch, Sampling, generate_all
 from tests.support import corpus
 from tests.support.corpus import TINY
 
@@ -57,3 +58,31 @@ def test_two_gpus_equal_one_with_twice_the_accumulation(folder):
     corpus.train_apart(folder, "pretrain", *flags, "--accumulation_steps", "2", run="two-gpus", nproc=2)
     for a, b in zip(one, corpus.metrics(folder / "runs" / "two-gpus"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["minimind2", "minimind3"])
+def test_sampling_on_a_gpu_gives_the_cpus_texts_by_a_captured_step(arch):
+    torch.manual_seed(0)
+    config = ModelConfig.for_arch(arch, hidden_size=64, num_hidden_layers=2, vocab_size=300)
+    model = MiniMind(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    prompts = [torch.randint(3, 300, (n,)).tolist() for n in (4, 40, 11)]
+    sampling = Sampling(max_new_tokens=300, stop_ids=frozenset())  # beyond the first 256 columns: captured twice
+    cpu = generate_all(model, prompts, sampling)
+    model.cuda()
+    assert generate_all(model, prompts, sampling) == cpu
+    batch = Batch(model)
+    for prompt in prompts:
+        batch.join(prompt, sampling)
+    batch.step()
+    assert batch.stepper.static and batch.stepper.graphs
+
+
+def test_a_mixture_of_experts_is_sampled_without_a_graph():
+    torch.manual_seed(0)
+    config = ModelConfig.for_arch("minimind2", hidden_size=64, num_hidden_layers=2, vocab_size=300, use_moe=True)
+    model = MiniMind(config).eval().cuda()
+    assert len(generate_all(model, [[5, 6]], Sampling(max_new_tokens=9, stop_ids=frozenset()))[0]) == 9
+    assert not Batch(model).stepper.static
