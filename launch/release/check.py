@@ -27,6 +27,9 @@ from minimind.rundir import State
 OF_NO_USE = re.compile(r"runs/[^/]+/(?:beat\.json|stop|lock/.*)")
 """What a run writes for its own time only."""
 
+TESTED = (*WEIGHTS_SUFFIXES, ".pt")
+"""What has to be usable; ``.pt`` are the parts of checkpoints."""
+
 ELSEWHERE = r"""
 root=$1
 cd / || exit 0
@@ -221,7 +224,7 @@ class _Recorded:
 
 
 def _unusable(path: Path, sha256: str, tested: dict[str, str]) -> str:
-    if path.suffix not in WEIGHTS_SUFFIXES:
+    if path.suffix not in TESTED:
         return ""
     if sha256 not in tested:
         tested[sha256] = ""

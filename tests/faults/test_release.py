@@ -59,7 +59,7 @@ def far(tmp_path, server):
         put(folder / "lock" / "held", b"")
         put(folder / "beat.json", b"{}")
         for step in (10, 20):
-            put(folder / "ckpt" / f"step-{step:08d}" / "model.pth", weights(range(step, step + 8)))
+            put(folder / "ckpt" / f"step-{step:08d}" / "parameters.pt", weights(range(step, step + 8)))
     put(ssh_home.root / "out" / "lora" / "lora_x_512.pth", weights([0.5] * 8))
     direct(ssh_home)
     return ssh_home
@@ -73,7 +73,7 @@ def gaps(home):
 def test_nothing_missing_passes_also_when_only_what_is_of_no_use_differs(far):
     put(far.root / "runs" / RUN / "beat.json", b'{"time": 1}')
     put(far.root / "runs" / RUN / "out-of-the-way.tmp", b"x").rename(far.root / "runs" / RUN / ".half.1.ab.tmp")
-    (far.home / "runs" / RUN / "ckpt" / "step-00000010" / "model.pth").unlink()
+    (far.home / "runs" / RUN / "ckpt" / "step-00000010" / "parameters.pt").unlink()
     assert gaps(far) == ()
 
 
@@ -128,15 +128,18 @@ PREPARED = {
     "a weights file that never came": lambda f: put(f.root / "out" / "new_512.pth", weights(range(8))),
     "a run that never came": lambda f: make_run(f.root, "20260103-120000-dpo-0000", "x.pth", weights(range(3, 11))),
     "a checkpoint newer than the one here": lambda f: put(
-        f.root / "runs" / RUN / "ckpt" / "step-00000030" / "model.pth", weights(range(8))
+        f.root / "runs" / RUN / "ckpt" / "step-00000030" / "parameters.pt", weights(range(8))
     ),
     "the newest checkpoint deleted here": lambda f: (
-        f.home / "runs" / RUN / "ckpt" / "step-00000020" / "model.pth"
+        f.home / "runs" / RUN / "ckpt" / "step-00000020" / "parameters.pt"
     ).unlink(),
     "metrics that went on": lambda f: put(f.root / "runs" / RUN / "metrics.jsonl", b'{"step": 1}\n{"step": 2}\n'),
     "a log deleted here": lambda f: (f.home / "runs" / RUN / "attempts" / "1" / "log.txt").unlink(),
     "NaN in weights, the same on both sides": lambda f: both(f, "nan_512.pth", weights(NAN)),
     "weights that are no weights, the same on both sides": lambda f: both(f, "no_512.pth", b"<html>404</html>" * 9),
+    "infinity in the newest checkpoint, the same on both sides": lambda f: both(
+        f, f"../runs/{RUN}/ckpt/step-00000020/parameters.pt", weights([float("inf")] * 8)
+    ),
     "no SHA256SUMS": lambda f: (f.home / "SHA256SUMS").unlink(),
     "a line of SHA256SUMS edited": lambda f: edit(f.home / "SHA256SUMS", digest_of(f, "out/rlhf_512.pth"), "0" * 64),
     "manifest.json edited": lambda f: edit(f.home / "manifest.json", digest_of(f, "out/lora/lora_x_512.pth"), "0" * 64),
