@@ -84,7 +84,7 @@ def memory(
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """Bytes that a run writes: a checkpoint, all of them at their most (one more than are kept), the final weights."""
+    """Bytes that a run writes: a checkpoint, all of them at their most, the final weights."""
 
     checkpoint: int
     checkpoints: int
@@ -97,7 +97,9 @@ class Disk:
 
 
 def disk(*, trained: int, exported: int, saves: int, keep: int) -> Disk:
-    """Checkpoints are fp32 weights and AdamW's two numbers of each; the next is whole before the oldest goes.
+    """Checkpoints are fp32 weights and AdamW's two numbers of each.
+
+    The best one stays beside the newest, and the next is whole before the oldest goes.
 
     Args:
         trained: parameters in a checkpoint.
@@ -106,4 +108,4 @@ def disk(*, trained: int, exported: int, saves: int, keep: int) -> Disk:
         keep: checkpoints kept.
     """
     checkpoint = 3 * FP32 * trained
-    return Disk(checkpoint=checkpoint, checkpoints=min(saves, keep + 1) * checkpoint, export=FP16 * exported)
+    return Disk(checkpoint=checkpoint, checkpoints=min(saves, keep + 2) * checkpoint, export=FP16 * exported)
