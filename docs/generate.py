@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from launch.cli import cli
 from launch.errors import Exit
+from minimind import defaults
 from minimind.catalog import CATALOG, weights_file
-from minimind.config import CONFIGS, defaults
+from minimind.config import CONFIGS
 from minimind.evaluate import EvalConfig
 from minimind.export import ExportConfig
 from minimind.generate import ChatConfig
@@ -76,7 +77,7 @@ def trainer() -> str:
         parts.append(f"| {info.name} | {info.starts_from or 'nothing'} | `{written}` | `{info.default_data}` |\n")
     for stage, config in CONFIGS.items():
         parts.append(f"\n## `{stage}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n")
-        parts.append(flags(config, defaults("minimind2", stage)))
+        parts.append(flags(config, defaults.of_stage("minimind2", stage)))
     uses: dict[str, type] = {"chat": ChatConfig, "eval": EvalConfig, "export": ExportConfig, "plan": PlanConfig}
     for use, config in {**uses, "serve": ServeConfig}.items():
         parts.append(f"\n## `{use}`\n\n{inspect.cleandoc(config.__doc__ or '')}\n{flags(config, {})}")

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from minimind import defaults
 from minimind.catalog import PRESETS
-from minimind.config import CONFIGS, GENERATIONS, LORA_TARGETS, ModelConfig, TrainConfig, UsageError, defaults
+from minimind.config import CONFIGS, GENERATIONS, LORA_TARGETS, ModelConfig, TrainConfig, UsageError
 
 ALIASES = {"save_dir": ("out_dir",), "yarn": ("inference_rope_scaling",)}
 
@@ -158,7 +159,7 @@ def _asked(argv: Sequence[str], name: str) -> str | None:
 def _preset(arch: str, name: str | None, stage: str) -> dict[str, Any]:
     """The generation's defaults of a stage, with the sizes of a preset."""
     if name is None or stage == "tokenizer":
-        return defaults(arch, stage)
+        return defaults.of_stage(arch, stage)
     if (arch, name) not in PRESETS:
         known = ", ".join(preset for generation, preset in PRESETS if generation == arch)
         raise UsageError(
@@ -166,7 +167,7 @@ def _preset(arch: str, name: str | None, stage: str) -> dict[str, Any]:
             why=f"{arch} has no such size",
             remedy=f"give one of {known}, or --hidden_size and --num_hidden_layers",
         )
-    return {**defaults(arch, stage), **dataclasses.asdict(PRESETS[arch, name])}
+    return {**defaults.of_stage(arch, stage), **dataclasses.asdict(PRESETS[arch, name])}
 
 
 def _at_least(config: object, name: str, least: float) -> None:
