@@ -174,6 +174,9 @@ def test_what_a_host_prints_back_is_covered_in_logs_and_errors(ssh_home):
     spec = RunSpec(run_id=run_dir.name, stage="pretrain", flags=[], nproc=1, executor="venv", secret_names=[NAME])
     (run_dir / "spec.json").write_bytes(spec.to_json())
     log_of(run_dir).write_text(f"key={value}\nkey={value[:9]}")  # as a trainer that prints its environment would
+    home.environ["PYTHONIOENCODING"] = "ascii"
+    listed = home.launch("ps", "--host", value)  # an error that repeats what was typed
+    assert listed.returncode == 3 and value not in listed.stderr and "*****" in listed.stderr
     shown = home.launch("logs", "last")
     assert shown.stdout.endswith(f"key=*****\nkey={value[:9]}") and value not in shown.stdout
     found = home.launch("secrets", "check", "gpu8", "--json")
