@@ -67,8 +67,12 @@ class Terminal:
 class _Hiding:
     """A text stream that writes no secret; all else is the stream's own."""
 
+    encoding = "utf-8"  # click wraps the bytes below a stream that says ASCII, and would write past this one
+
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        if stream.encoding.lower() not in ("utf-8", "utf8"):
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         self._stream.write(redact(text))

@@ -14,10 +14,11 @@ import pytest
 
 from launch.errors import Exit
 from launch.transport import ssh_command, ssh_destination
+from minimind.process import boot_id, start_time
+from minimind.rundir import RunSpec, to_json
 from tests.conftest import make_ssh_home
-from tests.support import launching
 from tests.support import sshd as parts
-from tests.support.launching import AS_IT_IS, LONG, wait_for
+from tests.support.launching import wait_for
 
 pytestmark = [
     pytest.mark.sshd,
@@ -213,11 +214,11 @@ def test_a_machine_that_was_made_anew_is_trusted_again_by_one_command(tmp_path, 
     refused = home.launch("ps", "--host", "gpu8")
     assert refused.returncode == Exit.UNREACHABLE and "launch host add gpu8 --replace-key" in refused.stderr
     assert "Accepted" not in new.log()
+    before = toml.read_text(), known.read_text()
     wrong = home.launch("host", "add", "gpu8", "--replace-key", "--fingerprint", old.fingerprint())
-    assert wrong.returncode == Exit.UNREACHABLE and home.launch("ps", "--host", "gpu8").returncode == Exit.UNREACHABLE
-    before = toml.read_text()
+    assert wrong.returncode == Exit.UNREACHABLE and (toml.read_text(), known.read_text()) == before
     assert home.launch("host", "add", "gpu8", "--replace-key", "--fingerprint", new.fingerprint()).returncode == 0
-    assert toml.read_text() == before and known.read_text() == f"# keys\n{new.known_hosts()}"
+    assert toml.read_text() == before[0] and known.read_text() == f"# keys\n{new.known_hosts()}"
     assert home.launch("ps", "--host", "gpu8").returncode == 0
 
 
@@ -232,16 +233,20 @@ def test_a_new_address_replaces_the_old_one_and_its_key(tmp_path, serve):
 
 
 def test_a_host_with_a_live_run_is_forgotten_only_by_force(tmp_path, serve):
-    home = launching.make_home(tmp_path, serve("server"), extra=AS_IT_IS)
-    started = home.launch("run", "pretrain", "--host", "gpu8", "--detach", "--", *LONG)
-    assert started.returncode == 0, started.stderr
-    try:
+    home = make_ssh_home(tmp_path, serve("server"))
+    run_dir = home.root / "runs" / "20260101-000000-dpo-0123"
+    (run_dir / "attempts" / "1").mkdir(parents=True)
+    with subprocess.Popen(["sleep", "300"]) as alive:  # what its handle names lives, and that is all that counts
+        spec = RunSpec(run_id=run_dir.name, stage="dpo", flags=[], nproc=1, executor="venv")
+        handle = {"pid": alive.pid, "start_time": start_time(alive.pid), "boot_id": boot_id(), "attempt": 1}
+        (run_dir / "spec.json").write_bytes(spec.to_json())
+        (run_dir / "handle.json").write_bytes(to_json(handle))
         refused = home.launch("host", "forget", "gpu8")
-        assert refused.returncode == Exit.REFUSED and started.stdout.strip() in refused.stderr
+        assert refused.returncode == Exit.REFUSED and run_dir.name in refused.stderr
         assert "[hosts.gpu8]" in (home.home / "launch.toml").read_text()
         assert home.launch("host", "forget", "gpu8", "--force").returncode == 0
-    finally:
-        launching.end_all(home)
+        alive.kill()
+    assert run_dir.exists()
 
 
 def test_a_host_that_is_gone_is_forgotten_all_the_same(tmp_path, serve):
