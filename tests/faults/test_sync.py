@@ -84,7 +84,7 @@ def campaign(home, wire, tmp_path, *, kills, seed):
     for number in range(kills):
         home.environ["PATH"] = rng.choice([with_rsync, without_rsync])
         left_bytes = size - gathered(home) - sum((home.home / name).stat().st_size for name in tree(home.home))
-        after_bytes = rng.randrange(20_000, max(40_000, left_bytes // 2))
+        after_bytes = rng.randrange(2_000, max(5_000, 2 * left_bytes // (kills - number + 1)))  # never enough to finish
         side = rng.choice(["laptop", "host"])
         in_the_middle += sync_killed(home, wire, home.sshd, after_bytes=after_bytes, side=side)
         for name, digest in tree(home.home).items():
