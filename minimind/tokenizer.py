@@ -211,13 +211,19 @@ def files_of(words: Tokenizer) -> dict[str, bytes]:
 
 
 def load(folder: Path) -> Tokenizer:
-    """A tokenizer, read once."""
-    return _load(folder, folder.absolute())
+    """A tokenizer, read once for as long as its file is the same one."""
+    try:
+        found = (folder / "tokenizer.json").stat()
+        identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+    except OSError:
+        identity = None
+    # a relative name means another folder after a change of the working directory
+    return _load(folder, folder.absolute(), identity)
 
 
-@functools.cache
-def _load(folder: Path, absolute: Path) -> Tokenizer:
-    return Tokenizer(folder)  # a relative name means another one after a change of the working directory
+@functools.lru_cache(maxsize=8)
+def _load(folder: Path, absolute: Path, identity: tuple[int, ...] | None) -> Tokenizer:
+    return Tokenizer(folder)
 
 
 def train(texts: Iterator[str], folder: Path, *, vocab_size: int) -> None:

@@ -115,7 +115,7 @@ def test_an_adapter_of_another_base_is_refused_and_the_model_stays_as_it_was(tmp
 
 
 def test_targets_that_no_block_has_are_usage():
-    for targets, told in (("q_proj,head", "'head'"), ("", "''"), ("squares", "'squares'")):
+    for targets, told in (("q_proj,head", "'head'"), ("", "empty"), ("squares", "'squares'")):
         with pytest.raises(UsageError, match="--lora_targets") as error:
             flags.parse("lora", ["--lora_targets", targets])
         assert told in str(error.value)

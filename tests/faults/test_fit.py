@@ -28,7 +28,6 @@ def home(tmp_path_factory):
         assert program.main(["tokenizer", *asked]) == 0
     second = tokenizer.Tokenizer(folder / "out" / "tokenizer")
     assert second.sha256 != first.sha256
-    tokenizer.load.cache_clear()
     return folder, first, second
 
 
