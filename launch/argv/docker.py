@@ -10,7 +10,6 @@ CODE_LABEL = "org.minimind.code"
 LOCK_LABEL = "org.minimind.lock"
 STOP_TIMEOUT_S = 330
 """Above the supervisor's own grace period for a last save."""
-IMAGE = "{{json .Id}}\n{{.Size}}\n{{json .Config.Labels}}\n{{json .RootFS.Layers}}"
 KILL = r"""
 docker kill --signal QUIT "$1" >/dev/null || exit 0
 ticks=0
@@ -115,13 +114,3 @@ def kill(name: str) -> list[str]:
 def logs(name: str, *, lines: int) -> list[str]:
     """The last lines that the container itself printed."""
     return ["docker", "logs", "--tail", str(lines), name]
-
-
-def image(reference: str) -> list[str]:
-    """An image's id, size in bytes, labels and layers, on four lines; fails when there is none."""
-    return ["docker", "image", "inspect", "--format", IMAGE, reference]
-
-
-def history(image_id: str) -> list[str]:
-    """The bytes that each step of an image added, newest first."""
-    return ["docker", "history", "--human=false", "--format", "{{.Size}}", image_id]

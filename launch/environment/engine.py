@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from launch.argv import docker, ship
+from launch.argv import docker, images, ship
 from launch.errors import Exit, LaunchError
 from launch.facts import parse_free_bytes
 from launch.transport import Transport
@@ -85,7 +85,7 @@ def parse_far(text: str) -> FarSide:
 
 
 def parse_image(text: str) -> Image:
-    """Read what :func:`launch.argv.docker.image` prints."""
+    """Read what :func:`launch.argv.images.image` prints."""
     image_id, length_bytes, labels, layers = text.splitlines()[:4]
     told = json.loads(labels) or {}
     return Image(
@@ -98,7 +98,7 @@ def parse_image(text: str) -> Image:
 
 def layer_sizes(laptop: Transport, image: Image) -> list[int | None]:
     """Bytes of the files of each layer, as far as the image's history tells."""
-    result = laptop.read(docker.history(image.id), check=False)
+    result = laptop.read(images.history(image.id), check=False)
     sizes = [int(size) for size in reversed(result.text.split()) if size.isdecimal()]
     if len(sizes) != len(image.layers):  # steps without a layer: their sizes are 0, and so may be a layer's
         sizes = [size for size in sizes if size]

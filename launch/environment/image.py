@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.argv import docker
+from launch.argv import images
 from launch.environment.engine import Image, parse_image
 from launch.environment.shipping import Shipment
 from launch.environment.spool import Spool
@@ -56,7 +56,7 @@ def recall(site: Site, wanted: Environment) -> Environment:
 
 def inspect(transport: Transport, reference: str) -> Image | None:
     """What an engine knows of an image; None when it has none of that name, or does not answer."""
-    result = transport.read(docker.image(reference), check=False)
+    result = transport.read(images.image(reference), check=False)
     return parse_image(result.text) if result.code == 0 else None
 
 

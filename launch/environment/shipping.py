@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from launch.argv import docker, ship
+from launch.argv import images, ship
 from launch.environment.engine import FarSide, Image, layer_sizes, look, parse_image
 from launch.environment.spool import Packed, Spool, archive
 from launch.errors import Exit, LaunchError, printable
@@ -201,7 +201,7 @@ class Shipment:
         )
 
     def _compare(self, transport: Transport) -> None:
-        result = transport.read(docker.image(self.reference), check=False)
+        result = transport.read(images.image(self.reference), check=False)
         there = parse_image(result.text) if result.code == 0 else None
         if there is None or there.id != self.image.id:
             raise LaunchError(

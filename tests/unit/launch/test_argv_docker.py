@@ -1,6 +1,6 @@
 """Docker command lines, word for word."""
 
-from launch.argv import docker
+from launch.argv import docker, images
 
 RUN = {
     "name": "minimind-R-a1",
@@ -51,5 +51,5 @@ def test_the_other_commands():
     assert docker.remove("n") == ["docker", "rm", "n"]
     assert docker.kill("n") == ["sh", "-c", docker.KILL, "sh", "n"]
     assert docker.logs("n", lines=5) == ["docker", "logs", "--tail", "5", "n"]
-    assert docker.image("i")[-1] == "i"
-    assert docker.history("i") == ["docker", "history", "--human=false", "--format", "{{.Size}}", "i"]
+    assert images.image("i")[-1] == "i"
+    assert images.history("i") == ["docker", "history", "--human=false", "--format", "{{.Size}}", "i"]
