@@ -96,7 +96,9 @@ def gone(pids) -> bool:
     return all(kernel_state(pid) in ("", "Z") for pid in pids)
 
 
-@pytest.mark.parametrize(("way", "nproc", "victim"), [("supervised", 3, 1), ("by hand", 2, 0)])
+@pytest.mark.parametrize(
+    ("way", "nproc", "victim"), [("supervised", 3, 1), pytest.param("by hand", 2, 0, marks=pytest.mark.soak)]
+)
 def test_a_rank_that_is_stopped_ends_the_run_as_hung_and_is_named(folder, started, way, nproc, victim):
     run, command = WAYS[way](folder, f"hung {way}".replace(" ", "-"), *SHORT, nproc=nproc)
     child = started(command, folder)

@@ -56,7 +56,8 @@ def kill_after_step(folder, stage, flags, run, step):
     return child.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# tests/faults/test_kills.py kills trainers of every stage without the price of a process's start
+@pytest.mark.parametrize("stage", [s if s == "pretrain" else pytest.param(s, marks=pytest.mark.soak) for s in STAGES])
 def test_kill_9_and_resume_equals_the_uninterrupted_run_bitwise(folder, stage):
     flags = (*TINY, *STAGES[stage], *SAVE_OFTEN)
     corpus.train_apart(folder, stage, *flags, run=f"{stage}-whole")
@@ -65,7 +66,7 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run_bitwise(folder, stage):
     weights = torch.load(written, weights_only=True)
     killed = 0
     rng = random.Random(stage)
-    for _ in range(4):
+    for _ in range(2):
         at = rng.randint(1, len(expected) - 2)
         seen = len(corpus.metrics(folder / "runs" / f"{stage}-cut")) if killed else 0
         killed += kill_after_step(folder, stage, flags, f"{stage}-cut", max(at, min(seen + 1, len(expected) - 1)))
@@ -103,7 +104,14 @@ EVERY_LINEAR = (
 )
 
 
-@pytest.mark.parametrize(("stage", "more"), [*((stage, ()) for stage in STAGES), ("lora", EVERY_LINEAR)])
+# gradients of every stage are compared in tests/golden/test_gradients.py
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        *(pytest.param(stage, (), marks=() if stage == "pretrain" else pytest.mark.soak) for stage in STAGES),
+        ("lora", EVERY_LINEAR),
+    ],
+)
 def test_two_ranks_equal_one_rank_with_twice_the_accumulation(folder, stage, more):
     flags, run = (*TINY, *STAGES[stage], "--batch_size", "3", *more), f"{stage}{len(more)}"
     one = corpus.train_here(folder, stage, *flags, "--accumulation_steps", "4", run=f"{run}-1x4")
@@ -124,6 +132,7 @@ def test_ranks_without_a_micro_batch_take_part_and_change_nothing(folder):
     close(corpus.metrics(folder / "runs" / "crowded"), one)
 
 
+@pytest.mark.soak  # tests/faults/test_kills.py goes through 1, 2 sharded, 4 and 1 ranks
 def test_another_world_size_goes_on_with_the_same_samples_per_step(folder):
     flags = (*TINY, *STAGES["pretrain"], "--batch_size", "2", "--save_interval", "3")
     whole = corpus.train_here(folder, "pretrain", *flags, "--accumulation_steps", "4", run="world-whole")
