@@ -11,7 +11,7 @@ import transformers
 
 from minimind import __main__ as program
 from minimind import checkpoint, lora, tokenizer
-from minimind.generate import generate
+from minimind.sampling import Sampling, generate
 from tests.support import corpus
 
 KINDS = [("minimind2", False), ("minimind2", True), ("minimind3", False), ("minimind3", True)]
@@ -83,7 +83,7 @@ def test_transformers_reads_every_kind_and_computes_the_same(home, kind, name, c
     prompt = ids[:1, :9]
     expected = read.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False)
     wanted = expected[0, 9:].tolist()
-    got = list(generate(ours, prompt[0].tolist(), max_new_tokens=24, eos_id=2))
+    got = list(generate(ours, prompt[0].tolist(), Sampling(max_new_tokens=24, stop_ids=frozenset({2}))))
     assert got == (wanted[: wanted.index(2)] if 2 in wanted else wanted)
     assert (read.config.bos_token_id, read.config.eos_token_id, read.config.pad_token_id) == (1, 2, 0)
     told = read.generation_config
