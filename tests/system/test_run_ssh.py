@@ -106,9 +106,9 @@ def test_ctrl_c_detaches_stop_saves_and_resume_goes_on_where_it_stopped(home):
 
     killed = home.launch("stop", "last", "--now")
     assert killed.returncode == 0, killed.stderr
-    assert [row["state"] for row in rows(home)] == ["LOST"]
-    lost = home.launch("logs", "-f", "last")
-    assert lost.returncode == 7 and "launch resume" in lost.stderr
+    assert [row["state"] for row in rows(home)] == ["STOPPED"]
+    ended = home.launch("logs", "-f", "last")
+    assert ended.returncode == 10 and "launch resume" in ended.stderr
 
 
 def test_ten_racers_for_one_name_start_one_run_and_nine_are_told_who_holds_it(home):

@@ -37,9 +37,8 @@ def holders(value: str, *, inside=()) -> set[str]:
         for name in ("cmdline", "environ"):
             try:
                 data = (process / name).read_bytes()
-                if value.encode() in data and not any(
-                    str(run).encode() in (process / "cmdline").read_bytes() for run in inside
-                ):
+                mine = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+                if value.encode() in data and not any(str(run).encode() in mine for run in inside):
                     found.add(f"{process.name}/{name}: {(process / 'cmdline').read_bytes()[:200]!r}")
             except OSError:
                 continue
