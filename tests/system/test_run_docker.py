@@ -53,7 +53,7 @@ def test_a_container_is_stopped_with_a_save_and_resumed(home):
     wait_for(lambda: launching.steps_of(run_dir) > step)
     assert [(row["state"], row["attempt"]) for row in rows(home)] == [("RUNNING", 2)]
     assert home.launch("stop", "--now", "last").returncode == 0
-    assert [row["state"] for row in rows(home)] == ["LOST"]
+    assert [row["state"] for row in rows(home)] == ["STOPPED"]
 
 
 def test_an_image_of_other_code_is_no_image(home):
