@@ -26,6 +26,10 @@ TIMEOUT_S = 1800.0
 WATCHED_TIMEOUTS = 40.0
 """Where ranks are watched, a collective outlasts everything that another rank may take (:mod:`minimind.pulse`)."""
 
+_until_exit: list[Any] = []
+"""What must not be freed before the process ends: a gloo group's destructor holds the interpreter's lock while it joins
+a thread that may be waiting for that very lock, and the rank would never leave."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -99,13 +103,16 @@ class World:
         mesh = init_device_mesh(self.device.type, (self.size,))
         for module in (*blocks, model):
             fully_shard(module, mesh=mesh)
+        _until_exit.append((mesh, model))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Synchronise the trainable parameters' gradients, if there is anybody to synchronise with."""
         if self.size == 1 or self.sharded:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        _until_exit.append(wrapped)
+        return wrapped
 
     def unsynchronised(self, model: nn.Module) -> AbstractContextManager[None]:
         """Gradients stay on this rank: for every pass of a step but the last."""
@@ -221,5 +228,6 @@ def world(device: str, *, parallel: str = "ddp", hang_timeout_s: float = 0.0) ->
     watched = int(os.environ.get("LOCAL_WORLD_SIZE", size)) == size
     timeout_s = WATCHED_TIMEOUTS * (hang_timeout_s or TIMEOUT_S) if watched else TIMEOUT_S
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=max(TIMEOUT_S, timeout_s)))
+    _until_exit.append(dist.group.WORLD)
     yield World(rank=rank, size=size, local_rank=local_rank, device=chosen, parallel=parallel)
     dist.destroy_process_group()  # not after an error: it would wait for a rank that may be gone, and the process ends
