@@ -231,6 +231,7 @@ def test_a_wheelhouse_names_the_hash_of_every_wheel_it_holds(tmp_path):
     assert "small==1.0" in requirements
 
 
+@pytest.mark.soak  # tests/system/test_run_environment.py installs the same lock by `launch run`
 @pytest.mark.timeout(600)
 def test_the_real_lock_installs_and_nothing_is_missing(tmp_path):
     silence = install.probe(f"{install.PYPI}/torch/", timeout_s=10, cert=os.environ.get("PIP_CERT"))
