@@ -145,8 +145,8 @@ def test_parameters_are_those_of_the_model(arch, moe, hidden, layers):
 
 def test_the_memory_estimate_is_within_a_factor_of_two_of_what_a_rank_takes(folder):
     # large batches of long texts, so that activations are most of it
-    corpus.write_jsonl(folder / "dataset" / "long.jsonl", corpus.texts(16, seed=9, least=400, most=500))
-    words = ("--hidden_size", "192", "--num_hidden_layers", "3", "--batch_size", "16", "--accumulation_steps", "1")
+    corpus.write_jsonl(folder / "dataset" / "long.jsonl", corpus.texts(24, seed=9, least=400, most=500))
+    words = ("--hidden_size", "192", "--num_hidden_layers", "3", "--batch_size", "24", "--accumulation_steps", "1")
     words = (*words, "--data_path", "dataset/long.jsonl", "--max_steps", "1", "--save_dir", "out")
     found = ask(folder, "pretrain", *words)["memory_bytes"]
     code = (
