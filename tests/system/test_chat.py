@@ -173,7 +173,7 @@ def test_options_that_cannot_be_are_usage_with_a_remedy(folder, monkeypatch, use
     ("flags", "told"),
     [
         (["--history", "-1"], "--history -1"),
-        (["--raw", "--prompt", ""], "nothing to continue"),
+        (["--raw", "--prompt", ""], "it is empty"),
         (["--raw", "--think", "--prompt", "a"], "cannot be told to think"),
         (["--prompt", "\udcff"], "not UTF-8"),
         (["--prompt", "a" * 200_000], "too long"),
