@@ -57,7 +57,8 @@ def kill_after_step(folder, stage, flags, run, step):
 
 
 # tests/faults/test_kills.py kills trainers of every stage without the price of a process's start
-@pytest.mark.parametrize("stage", [s if s == "pretrain" else pytest.param(s, marks=pytest.mark.soak) for s in STAGES])
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", STAGES)
 def test_kill_9_and_resume_equals_the_uninterrupted_run_bitwise(folder, stage):
     flags = (*TINY, *STAGES[stage], *SAVE_OFTEN)
     corpus.train_apart(folder, stage, *flags, run=f"{stage}-whole")
@@ -109,7 +110,7 @@ EVERY_LINEAR = (
     ("stage", "more"),
     [
         *(pytest.param(stage, (), marks=() if stage == "pretrain" else pytest.mark.soak) for stage in STAGES),
-        ("lora", EVERY_LINEAR),
+        pytest.param("lora", EVERY_LINEAR, marks=pytest.mark.soak),
     ],
 )
 def test_two_ranks_equal_one_rank_with_twice_the_accumulation(folder, stage, more):
