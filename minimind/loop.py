@@ -52,10 +52,11 @@ def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
             raise problem or PeerFailed
         if state is not None:
             state.wrapped = ranks.wrap(state.model)
-            with _autocast(config, ranks):
-                stage.begin(state.reader, ranks, state.facts, say)
             attempt.agreed = False
             try:
+                attempt.at(Phase.PREPARE)  # a reference may read all of the data, which takes its time
+                with _autocast(config, ranks):
+                    stage.begin(state.reader, ranks, state.facts, say)
                 _run(config, attempt, ranks, state, say)
             except Exception as error:
                 raise attempt.blame(error) from error

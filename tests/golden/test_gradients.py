@@ -89,7 +89,7 @@ def test_the_gradient_is_the_same_whoever_computes_it(forker, folder, kind, soak
         assert_equal(all_gradients(forker, folder, kind, "1x8"), alone)
 
 
-@pytest.mark.parametrize("kind", ["dense", "lora", pytest.param("moe2", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kind", ["dense", "lora", "dpo", pytest.param("moe2", marks=pytest.mark.soak)])
 def test_shards_give_the_same_gradient_as_whole_copies(forker, folder, kind):
     whole = all_gradients(forker, folder, kind, "2 ranks x 4")
     assert_equal(all_gradients(forker, folder, kind, "2 ranks x 4", "--parallel", "fsdp"), whole)

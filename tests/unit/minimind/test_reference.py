@@ -1,8 +1,11 @@
+import json
 import shutil
 
 import numpy as np
 import pytest
 
+from minimind.pulse import Phase
+from minimind.stages.dpo import Dpo
 from tests.support import corpus
 from tests.support.corpus import TINY
 
@@ -61,6 +64,20 @@ def test_a_damaged_file_of_scores_is_made_anew(folder, damage):
         np.save(path, sums[:-1] if damage == "short" else np.full_like(sums, np.nan))
     assert losses(corpus.train_here(folder, "dpo", *FLAGS, run="b")) == losses(wanted)
     assert np.array_equal(np.load(path), sums)
+
+
+def test_whoever_watches_grants_the_scoring_the_time_of_preparing(folder, monkeypatch):
+    found = []
+    begin = Dpo.begin
+
+    def watched(self, *args):
+        (beat,) = (folder / "runs" / "a").glob("attempts/*/rank0.beat")
+        found.append(json.loads(beat.read_bytes())["phase"])
+        begin(self, *args)
+
+    monkeypatch.setattr(Dpo, "begin", watched)
+    corpus.train_here(folder, "dpo", *FLAGS, run="a")
+    assert found == [Phase.PREPARE]
 
 
 def test_two_ranks_score_what_one_scores(folder):
