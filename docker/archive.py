@@ -108,7 +108,6 @@ def load(client: str, config: bytes, tag: str, layers: Mapping[str, Layer]) -> b
     """Load an image; layers that are not given are those that the engine has. False when the engine refuses."""
     command = [client, "load", "--quiet"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        assert process.stdin is not None
         try:
             write(process.stdin, config, tag, layers)
             process.stdin.close()
@@ -140,8 +139,8 @@ def saved_layers(client: str, reference: str, folder: Path) -> dict[str, Layer]:
     """Every layer of an image that the engine has, as files; for engines that load nothing but whole archives."""
     found: dict[str, Layer] = {}
     with subprocess.Popen([client, "save", reference], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+        stream = process.stdout
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
             for number, member in enumerate(tar):
                 data = tar.extractfile(member) if member.isreg() else None
                 if data is None or member.name.endswith(".json"):

@@ -116,7 +116,6 @@ def installed(
 @contextlib.contextmanager
 def _copied(client: str, container: str, path: str) -> Iterator[IO[bytes]]:
     with subprocess.Popen([client, "cp", f"{container}:{path}", "-"], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
         yield process.stdout
         if process.wait():
             raise subprocess.CalledProcessError(process.returncode, process.args)

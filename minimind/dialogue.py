@@ -12,7 +12,6 @@ from minimind.config import ModelConfig, UsageError
 from minimind.rundir import Reason, RunError
 from minimind.tokenizer import HEADER, Tokenizer
 
-Message = dict[str, str]
 Kind = Literal["thought", "answer"]
 
 CONTROLS = {

@@ -195,7 +195,6 @@ def put(model: nn.Module, adapter: Adapter, *, strength: float = 1.0, say: Calla
     model.requires_grad_(False)
     for name, (a, b) in adapter.pairs.items():
         base = modules[name]
-        assert isinstance(base, nn.Linear)
         a, b = a.to(base.weight), b.to(base.weight) * strength
         if isinstance(base, LoraLinear):
             a = torch.cat((base.lora.A.weight.detach(), a))  # (r1 + r2, in)

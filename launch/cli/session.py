@@ -41,8 +41,7 @@ def load() -> Inventory:
 
 def vault() -> secrets.Vault:
     """The secrets that :func:`load` found."""
-    found = click.get_current_context().find_root().obj
-    assert isinstance(found, secrets.Vault)
+    found: secrets.Vault = click.get_current_context().find_root().obj
     return found
 
 

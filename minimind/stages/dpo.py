@@ -27,7 +27,7 @@ class Dpo(Stage):
 
     def prepare(self, model: MiniMind) -> None:
         """Keep the starting weights until the reference is known."""
-        self.start: MiniMind | None = copy.deepcopy(model).requires_grad_(False).eval()
+        self.start = copy.deepcopy(model).requires_grad_(False).eval()
 
     @property
     def needs_start_on_resume(self) -> bool:
@@ -36,10 +36,10 @@ class Dpo(Stage):
 
     def begin(self, reader: Reader, ranks: World, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
         """Know every answer's log-probability under the starting weights; these are dropped then."""
-        assert self.start is not None
         forward = self.start.to(ranks.device)
+        del self.start
         sums = reference.load_or_compute(lambda b: self._sums(forward, b), reader, ranks, facts=facts, say=say)
-        self.reference, self.start = torch.from_numpy(sums).to(ranks.device), None  # (documents of the data,)
+        self.reference = torch.from_numpy(sums).to(ranks.device)  # (documents of the data,)
 
     def auxiliary(self, model: MiniMind) -> Tensor | None:
         """minimind3 adds the policy's, minimind2 none."""
