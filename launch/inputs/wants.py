@@ -19,6 +19,7 @@ from minimind.catalog import (
 )
 
 DEFAULT_LORA_NAME = "lora_identity"
+DEFAULT_TEACHER, DEFAULT_TEACHER_HIDDEN_SIZE = "full_sft", 768
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,9 @@ def wants(info: StageInfo, flags: Sequence[str], places: Places) -> list[Want]:
     adapter = trainer_flags.value_of(flags, "from_lora")
     if adapter and adapter != "none":
         found.append(_weights("from_lora", adapter, "the adapter that it starts from", flags, places))
+    if info.name == "distillation":
+        teacher = trainer_flags.value_of(flags, "teacher_weight") or DEFAULT_TEACHER
+        found.append(_weights("teacher_weight", teacher, "its teacher's weights", flags, places))
     return [*found, _tokenizer(flags, places)]
 
 
@@ -118,16 +122,9 @@ def _data(info: StageInfo, flags: Sequence[str], places: Places) -> Want:
 def _weights(flag: str, value: str, what: str, flags: Sequence[str], places: Places) -> Want:
     if "/" in value or value.endswith(".pth"):
         return _named(flag, value, what, places, folder="out", remedy="correct that path")
-    arch = trainer_flags.value_of(flags, "arch") or "minimind2"
-    preset = trainer_flags.value_of(flags, "preset") or DEFAULT_PRESET.get(arch, "")
-    sizes = PRESETS.get((arch, preset), PRESETS["minimind2", "small"])  # an unknown one the trainer refuses
-    hidden = trainer_flags.value_of(flags, "hidden_size") or ""
-    moe_said = any(trainer_flags.value_of(flags, name) is not None for name in ("use_moe", "no_use_moe"))
-    name = weights_file(
-        f"lora/{value}" if flag == "from_lora" else value,
-        hidden_size=int(hidden) if hidden.isdecimal() else sizes.hidden_size,
-        use_moe=trainer_flags.is_on(flags, "use_moe") if moe_said else sizes.use_moe,
-    )
+    hidden_size, use_moe = _teacher_size(flags) if flag == "teacher_weight" else _own_size(flags)
+    stem = f"lora/{value}" if flag == "from_lora" else value
+    name = weights_file(stem, hidden_size=hidden_size, use_moe=use_moe)
     writers = [stage for stage, info in CATALOG.items() if info.writes == value]
     train = f"train it first with `launch run {writers[0]} --host {places.host}`, or " if writers else ""
     return Want(
@@ -140,6 +137,25 @@ def _weights(flag: str, value: str, what: str, flags: Sequence[str], places: Pla
         rewrite=flag == "from_lora",
         copy_always=True,
     )
+
+
+def _own_size(flags: Sequence[str]) -> tuple[int, bool]:
+    """Width of the run's model, and whether it is a mixture of experts."""
+    arch = trainer_flags.value_of(flags, "arch") or "minimind2"
+    preset = trainer_flags.value_of(flags, "preset") or DEFAULT_PRESET.get(arch, "")
+    sizes = PRESETS.get((arch, preset), PRESETS["minimind2", "small"])  # an unknown one the trainer refuses
+    hidden = trainer_flags.value_of(flags, "hidden_size") or ""
+    moe_said = any(trainer_flags.value_of(flags, name) is not None for name in ("use_moe", "no_use_moe"))
+    return (
+        int(hidden) if hidden.isdecimal() else sizes.hidden_size,
+        trainer_flags.is_on(flags, "use_moe") if moe_said else sizes.use_moe,
+    )
+
+
+def _teacher_size(flags: Sequence[str]) -> tuple[int, bool]:
+    """The same of a teacher that is given by name, as the trainer takes it."""
+    hidden = trainer_flags.value_of(flags, "teacher_hidden_size") or ""
+    return int(hidden) if hidden.isdecimal() else DEFAULT_TEACHER_HIDDEN_SIZE, False
 
 
 def _tokenizer(flags: Sequence[str], places: Places) -> Want:

@@ -66,6 +66,19 @@ def test_an_adapter_is_found_by_its_name_or_its_path():
     assert looked_at("lora", "--lora_name", "mine")["data_path"] == ("@/dataset/mine.jsonl",)
 
 
+def test_a_teacher_is_looked_for_where_the_trainer_reads_it():
+    from minimind.config import DistillationConfig
+    from minimind.stages.distillation import Distillation
+
+    for flags in ([], ["--teacher_hidden_size", "512"], ["--teacher_weight", "rlhf", "--hidden_size", "64"]):
+        given = dict(zip((f.removeprefix("--") for f in flags[::2]), flags[1::2], strict=True))
+        given = {name: int(value) if value.isdecimal() else value for name, value in given.items()}
+        trainer = Distillation(DistillationConfig(**given), CATALOG["distillation"])
+        assert looked_at("distillation", *flags)["teacher_weight"] == (f"@/{trainer.inputs[0]}",)
+    assert "@/teacher.pth" in looked_at("distillation", "--teacher_weight", "teacher.pth")["teacher_weight"]
+    assert "teacher_weight" not in looked_at("full_sft")
+
+
 def test_what_the_host_has_under_a_default_name_is_used_and_nothing_is_sent(home):
     found = settle(
         home,
