@@ -13,7 +13,7 @@ from typing import Any
 
 from launch.errors import Exit, LaunchError
 from launch.sync.listing import WEIGHTS_SUFFIXES
-from launch.sync.store import GENERATIONS, PREVIOUS, Store, copy
+from launch.sync.store import GENERATIONS, PREVIOUS, Store, copy_verified
 from minimind.rundir import publish, to_json
 
 BLOCK_BYTES = 1 << 20
@@ -134,26 +134,10 @@ def restore(folder: Path, generation: Generation, paths: Sequence[str], to: Path
         )
     for file, source in sources.items():
         if source is not None and not os.path.lexists(to / file.path):
-            _bring_back(source, file, to / file.path)
+            target = to / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_verified(source, target, file.sha256, length_bytes=file.length_bytes)
     return chosen
-
-
-def _bring_back(source: Path, file: Kept, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name[:100]}")
-    try:
-        copy(source, temporary)
-        os.truncate(temporary, file.length_bytes)
-        if _hash(temporary, None) != file.sha256:
-            raise LaunchError(
-                f"{target} could not be written",
-                why=f"{source} was changed meanwhile, or this disk gives back other bytes",
-                remedy="run the same command again",
-                code=Exit.NOT_VERIFIED,
-            )
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def let_go(store: Store, keep: int) -> tuple[list[str], int]:

@@ -112,31 +112,16 @@ class Store:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                self._copy(source, target, sha256)
+                copy_verified(source, target, sha256)
                 source.unlink()
         else:
-            self._copy(source, target, sha256)
+            copy_verified(source, target, sha256)
         self._unsettled.add(target.parent)
 
     def settle(self) -> None:
         """Make the names given since the last call survive a power cut."""
         while self._unsettled:
             fsync_dir(self._unsettled.pop())
-
-    def _copy(self, source: Path, target: Path, sha256: str) -> None:
-        temporary = target.with_name(f".tmp-{secrets.token_hex(8)}")
-        try:
-            copy(source, temporary)
-            if sha256_file(temporary) != sha256:
-                raise LaunchError(
-                    f"{target} could not be written",
-                    why=f"{source} was changed while it was being copied, or this disk gives back other bytes",
-                    remedy="run the same command again; if it happens again, check the disk",
-                    code=Exit.NOT_VERIFIED,
-                )
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _keep_previous(self, target: Path, path: str, source: Path) -> None:
         if not os.path.lexists(target) or (target.is_file() and _begins_with(source, target)):
@@ -192,6 +177,29 @@ def format_sums(sums: Mapping[str, str]) -> str:
         f"\\{digest}  {name.replace(chr(92), chr(92) * 2)}\n" if "\\" in name else f"{digest}  {name}\n"
         for name, digest in sorted(sums.items())
     )
+
+
+def copy_verified(source: Path, target: Path, sha256: str, *, length_bytes: int | None = None) -> None:
+    """Give ``target`` the bytes of ``source``, or its first ``length_bytes``, once they have this sha256.
+
+    Raises:
+        LaunchError: NOT_VERIFIED; the target is as it was.
+    """
+    temporary = target.with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        copy(source, temporary)
+        if length_bytes is not None:
+            os.truncate(temporary, length_bytes)
+        if sha256_file(temporary) != sha256:
+            raise LaunchError(
+                f"{target} could not be written",
+                why=f"{source} was changed while it was being copied, or this disk gives back other bytes",
+                remedy="run the same command again; if it happens again, check the disk",
+                code=Exit.NOT_VERIFIED,
+            )
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def copy(source: Path, target: Path) -> None:
