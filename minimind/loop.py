@@ -17,6 +17,7 @@ from minimind.attempt import Attempt, PeerFailed
 from minimind.catalog import written_file
 from minimind.config import TrainConfig, to_plain
 from minimind.dist import World, whole_state, world
+from minimind.forecast import last_step
 from minimind.metrics import Metrics, peak_flops
 from minimind.passes import dropout_of, my_passes, not_finite
 from minimind.prepare import TrainState, computed_by, prepare
@@ -90,7 +91,7 @@ def _run(
     state: TrainState,
     say: Callable[[str], None],
 ) -> None:
-    last = min(state.order.total_steps, config.max_steps or state.order.total_steps)
+    last = last_step(config, state.order)
     attempt.last_step = state.step
     stop = _StopFlag()
     metrics = None
