@@ -174,10 +174,10 @@ class MoE(nn.Module):
     """A mixture of experts: each token goes to its k likeliest of E, by their probabilities, and to the shared one.
 
     ``auxiliary`` holds the load-balancing loss of the last training pass (Fedus et al. 2021, eq. 4): minimind2 takes it
-    per text and averages over texts, minimind3 over all tokens of the pass at once.
+    per text and averages over texts, minimind3 over all tokens of the pass at once. ``layer`` only seeds dropout.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.layer = layer
         self.k, self.experts_count = config.experts_per_token, config.num_experts
