@@ -30,8 +30,10 @@ def load() -> Inventory:
     root = click.get_current_context().find_root()
     asked = root.params.get("inventory")
     known = inventory.load(Path(asked) if asked else None, cwd=Path.cwd(), environ=os.environ)
-    names = (secrets.WANDB, *(name for host in known.hosts.values() for name in host.secrets))
-    configured = any(host.secrets for host in known.hosts.values())
+    hosts = known.hosts.values()
+    logins = [host.registry_secret for host in hosts if host.registry_secret]
+    names = (secrets.WANDB, *logins, *(name for host in hosts for name in host.secrets))
+    configured = bool(logins) or any(host.secrets for host in hosts)
     root.obj = secrets.gather(names, environ=os.environ, file=known.secrets_file, keyring=configured)
     if secrets.any_known():
         leave_no_core()
@@ -99,7 +101,7 @@ def ends(transport: Transport, laptop: Transport, known: Inventory) -> Ends:
     installed = Path(environment.__file__).parents[1] / "_envs"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind-launch"
     envs = installed if installed.is_dir() else package().parent / "envs"
-    here = environment.Here(package=package(), envs=envs, cache=cache)
+    here = environment.Here(package=package(), envs=envs, cache=cache, vault=vault())
     return Ends(host=transport, laptop=laptop, inventory=known, here=here)
 
 

@@ -27,7 +27,10 @@ COPIES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a shipment did. ``arrived_id`` is the image's id on the host, whose store may form it in another way."""
+    """What a shipment did. ``arrived_id`` is the image's id on the host, whose store may form it in another way.
+
+    ``pulled`` is what the host took from a registry; no bytes went over the connection then.
+    """
 
     arrived_id: str
     layers: int
@@ -36,6 +39,7 @@ class Report:
     resumed_bytes: int
     packed_bytes: int
     seconds: float
+    pulled: str | None = None
 
 
 class _RefusedArchive(Exception):
