@@ -199,7 +199,8 @@ def _host(name: str, entry: object, *, home: Path, where: str, secret_names: tup
     values = {key: _typed(entry, key, kind, where=where, prefix=prefix) for key, kind in _KEYS.items()}
     for key, (holds, says) in _RULES.items():
         if values[key] is not None and not holds(values[key]):
-            raise _wrong(where, f"{prefix}.{key}", f"{says}, not {values[key]!r}", "correct it")
+            shown = "" if key == "registry_secret" else f", not {values[key]!r}"  # it may be the value itself
+            raise _wrong(where, f"{prefix}.{key}", f"{says}{shown}", "correct it")
     ssh, root, identity = values["ssh"], values["root"], values["identity_file"]
     if name == LOCAL and ssh is not None:
         raise _wrong(where, f"{prefix}.ssh", "local is this machine, which needs no ssh", "give that host another name")
