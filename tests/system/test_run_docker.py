@@ -73,8 +73,8 @@ def test_a_container_and_a_virtual_environment_train_the_same_bits(home):
     toml.write_text(f"{toml.read_text()}\n[hosts.bare]\n{table.strip()}\n{extra}")
     runs = {}
     for host, root in (("gpu8", home.root), ("bare", home.root.with_name(f"{home.root.name}-bare"))):
-        words = ("run", "pretrain", "--host", host, "--nproc", "1", "--", *TRAIN, "--max_steps", "4", "--seed", "11")
-        done = home.launch(*words, timeout=200)
+        steps = ("--batch_size", "4", "--accumulation_steps", "1", "--max_steps", "4", "--seed", "11")
+        done = home.launch("run", "pretrain", "--host", host, "--nproc", "1", "--", *TRAIN, *steps, timeout=200)
         assert done.returncode == 0, done.stderr
         (run_dir,) = (root / "runs").iterdir()
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
