@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import json
 import os
@@ -38,7 +39,7 @@ def load() -> Inventory:
     if secrets.any_known():
         leave_no_core()
         hide_secrets()
-    return known
+    return dataclasses.replace(known, vault=root.obj)
 
 
 def vault() -> secrets.Vault:
@@ -101,7 +102,7 @@ def ends(transport: Transport, laptop: Transport, known: Inventory) -> Ends:
     installed = Path(environment.__file__).parents[1] / "_envs"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind-launch"
     envs = installed if installed.is_dir() else package().parent / "envs"
-    here = environment.Here(package=package(), envs=envs, cache=cache, vault=vault())
+    here = environment.Here(package=package(), envs=envs, cache=cache)
     return Ends(host=transport, laptop=laptop, inventory=known, here=here)
 
 

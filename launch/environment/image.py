@@ -68,7 +68,7 @@ def shipment(site: Site, image: Image, reference: str) -> Shipment | Passage:
         LaunchError: INVALID when the registry's secret was not found.
     """
     if site.host.registry:
-        return Passage(image=image, reference=reference, registry=Registry.of(site.host, site.here.vault))
+        return Passage(image=image, reference=reference, registry=Registry.of(site.host, site.inventory.vault))
     beside = site.here.package.parent / "build" / "image" / reference.rpartition(":")[2] / "parts"
     spool = Spool(site.here.cache / "layers", beside)
     return Shipment(image=image, reference=reference, folder=f"{site.root}/images", spool=spool)

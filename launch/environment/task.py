@@ -9,19 +9,17 @@ from typing import Protocol
 
 from launch.facts import HostFacts
 from launch.inventory import Host, Inventory
-from launch.secrets import Vault
 from launch.transport import Transport
 from launch.voice import Voice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """What the laptop has: the trainers' code, the folder with the locks, a place for what can be remade, secrets."""
+    """What the laptop has: the trainers' code, the folder with the locks, and where to keep what can be made again."""
 
     package: Path
     envs: Path
     cache: Path
-    vault: Vault | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """Every host, and the home folder: the one with launch.toml, else the working directory."""
+    """Every host, and the home folder: the one with launch.toml, else the working directory; the secrets once found."""
 
     path: Path | None
     home: Path
@@ -67,6 +67,7 @@ class Inventory:
     known_hosts: Path
     ssh_config: Path | None = None
     secrets_file: Path = Path(secrets.FILE)
+    vault: secrets.Vault | None = None
 
     def host(self, name: str) -> Host:
         """The host of this name.

@@ -55,6 +55,8 @@ def test_a_container_is_stopped_with_a_save_and_resumed(home):
     wait_for(lambda: launching.steps_of(run_dir) >= 1)
     stopped = home.launch("stop", "last", "--json", timeout=200)
     assert json.loads(stopped.stdout)["state"] == "STOPPED", stopped.stderr
+    label = f"label=org.minimind.run_id={run_dir.name}"
+    wait_for(lambda: docker("ps", "--quiet", "--filter", label).stdout == "", timeout_s=10)
     resumed = home.launch("resume", "last", "--detach", "--json", timeout=200)
     assert resumed.returncode == 0, resumed.stderr
     step = json.loads(stopped.stdout)["last_step"]

@@ -346,6 +346,41 @@ def test_a_layer_of_many_chunks_arrives_whole_and_a_cut_repeats_none_that_was_se
         docker("rmi", "--force", image_id, check=False)
 
 
+def test_all_ships_to_every_host_that_has_an_engine_and_one_that_is_gone_stops_no_other(home, far, images, tmp_path):
+    bare = sshd.start(tmp_path / "bare", options="SetEnv DOCKER_HOST=unix:///nowhere")
+    try:
+        toml, known = home.home / "launch.toml", home.home / "launch.known_hosts"
+        hosts = {"gone": f"root@127.0.0.1:{sshd.free_port()}", "bare": bare.address}
+        more = (
+            f'[hosts.{name}]\nssh = "{address}"\nidentity_file = "{bare.user_key}"\nroot = "{tmp_path / name}"\n'
+            for name, address in hosts.items()
+        )
+        toml.write_text("".join(more) + toml.read_text())
+        known.write_text(known.read_text() + bare.known_hosts())
+        done = home.launch("ship-image", "--all", "--image", f"{NAME}:1", "--json")
+    finally:
+        bare.stop()
+    told = {row["host"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 4 and told.keys() == {"gone", "bare", "gpu8"}, done.stderr
+    assert "error" in told["gone"] and told["bare"]["skipped"] and told["gpu8"]["layers_sent"] == 2
+    assert far.image_id(f"{NAME}:1") == images[0]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_run_brings_the_image_that_its_host_lacks_and_trains_in_it(home, far, training_image):
+    toml = home.home / "launch.toml"
+    toml.write_text(f'{toml.read_text()}image = "{training_image}"\n')
+    corpus.make(home.home, samples=8)
+    words = ("run", "pretrain", "--host", "gpu8", "--", *launching.TRAIN, "--max_steps", "1")
+    done = home.launch(*words, timeout=1500)
+    assert done.returncode == 0 and "shipping minimind-launch:cpu" in done.stderr, done.stderr
+    (run_dir,) = launching.run_dirs(home)
+    assert json.loads((run_dir / "spec.json").read_bytes())["image_digest"] == far.image_id(training_image)
+    again = home.launch(*words, timeout=300)
+    assert again.returncode == 0 and "shipping" not in again.stderr
+
+
 def test_no_image_and_no_engine_are_told(home, tmp_path, faults):
     done = ship(home, "minimind-test-ship:none")
     assert done.returncode == 5 and "make image" in done.stderr

@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 
-from tests.support.image_build import archive, layers
+from tests.support.image_build import archive, build, layers
 
 
 def stream(members: list[tuple[str, bytes | None]], *, time_s: int = 0, owner: str = "") -> io.BytesIO:
@@ -71,3 +71,8 @@ def test_an_image_is_known_in_both_kinds_of_store_and_another_is_not():
     assert not archive.is_it(None, config) and not archive.is_it(told | {"Id": "sha256:m"}, config)
     assert not archive.is_it(by_manifest | {"RootFS": {"Layers": ["sha256:0"]}}, config)
     assert not archive.is_it(by_manifest | {"Config": told["Config"] | {"User": "root"}}, config)
+
+
+def test_an_images_time_is_the_one_that_is_given_else_the_commits():
+    assert build.created({"SOURCE_DATE_EPOCH": "86400"}) == "1970-01-02T00:00:00Z"
+    assert build.created({}) == build.created({}) and build.created({}) > "2020"
