@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from launch.argv import registry as commands
-from launch.environment.engine import Image, look
-from launch.environment.shipping import Report, compare
+from launch.environment.engine import Image, layer_sizes, look
+from launch.environment.shipping import COPIES, Report, check_room, compare
 from launch.errors import Exit, LaunchError
 from launch.inventory import Host
 from launch.secrets import Secret, Vault
@@ -81,6 +81,9 @@ class Passage:
         began_s, host = time.monotonic(), transport.host.name
         far = look(transport, "")
         have, layers = far.has(self.image.layers), len(self.image.layers)
+        sizes = layer_sizes(laptop, self.image)[have:]
+        plain_bytes = self.image.bytes if None in sizes else sum(size or 0 for size in sizes)
+        check_room(host, far.engine_free_bytes, COPIES * plain_bytes, self.reference, place="its engine")
         server, user = self.registry.server, self.registry.user
         size = f"{self.image.bytes / 1e9:.2f} GB"
         voice.say(f"pushing {self.reference} ({size}) to {self.name}; {host} has {have} of its {layers} layers already")

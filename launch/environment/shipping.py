@@ -216,23 +216,9 @@ class Shipment:
             if length_bytes is None and chunks is None:
                 break
         packed_bytes = max(0, packed_bytes - sum(count for count, _ in far.pieces.values()))
-        needs = (
-            (
-                far.folder_free_bytes,
-                packed_bytes + SLACK_BYTES,
-                f"the pieces in {self.folder}",
-                "set root to a larger disk",
-            ),
-            (far.engine_free_bytes, COPIES * plain_bytes + SLACK_BYTES, "its engine", "launch image prune"),
-        )
-        for free, needed, what, remedy in needs:
-            if free is not None and free < needed:
-                raise LaunchError(
-                    f"{name} has {free / 1e9:.2f} GB free for {what}, the image needs {needed / 1e9:.2f} GB",
-                    why=f"{self.reference} is unpacked there, and the engine holds it {COPIES} times while it loads",
-                    remedy=f"{remedy}, or free space on {name}, then run this again; nothing was sent",
-                    code=Exit.HOST_NOT_READY,
-                )
+        pieces = f"the pieces in {self.folder}"
+        check_room(name, far.folder_free_bytes, packed_bytes, self.reference, place=pieces)
+        check_room(name, far.engine_free_bytes, COPIES * plain_bytes, self.reference, place="its engine")
         return plain_bytes
 
     def _is_there(self, transport: Transport) -> None:
@@ -244,6 +230,23 @@ class Shipment:
             f"the engine of {name} did not load the image",
             why=printable(str(refused)) or "it gave no reason",
             remedy=f"see `docker info` and the disk on {name}, then run this again; nothing is sent twice",
+            code=Exit.HOST_NOT_READY,
+        )
+
+
+def check_room(name: str, free_bytes: int | None, needed_bytes: int, reference: str, *, place: str) -> None:
+    """See whether a place on a host has room, where that is known.
+
+    Raises:
+        LaunchError: HOST_NOT_READY when it has not.
+    """
+    needed_bytes += SLACK_BYTES
+    if free_bytes is not None and free_bytes < needed_bytes:
+        remedy = "launch image prune" if place == "its engine" else "set root to a larger disk"
+        raise LaunchError(
+            f"{name} has {free_bytes / 1e9:.2f} GB free for {place}, the image needs {needed_bytes / 1e9:.2f} GB",
+            why=f"{reference} is unpacked there, and the engine holds it {COPIES} times while it loads",
+            remedy=f"{remedy}, or free space on {name}, then run this again; nothing was sent",
             code=Exit.HOST_NOT_READY,
         )
 
