@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
+import os
+import secrets
 import subprocess
 import threading
 import zlib
@@ -12,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Full, Queue
-from typing import IO, Self, cast
+from typing import IO, Self
 
 from launch.argv import ship
-from minimind.durable import publish, publishing, sha256_file, to_json
+from minimind.durable import sha256_file, to_json
 
 CHUNK_BYTES = 64 << 20
 """Of a layer before packing: what has to be packed before the first byte can leave, and what a kill may repeat."""
-SAMPLE_BYTES = 4 << 20
+SAMPLE_BYTES = 1 << 20
 PAYS_BELOW = 0.95
 """Packed over plain, measured on a sample with the fastest level: above it a chunk goes as it is."""
 AHEAD = 4
@@ -42,21 +45,41 @@ class Packed:
         return f"{self.sha256}.{self.kind}"
 
 
+@contextlib.contextmanager
+def keeping(path: Path) -> Iterator[IO[bytes]]:
+    """A file of the cache to write, which gets its name when the block ends well.
+
+    It is not forced to the disk: that would hold up the sending, and what a power cut spoils is found by its hash.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 class Chunks:
     """A folder of packed chunks, found again by the sha256 of what they unpack to."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._believed = folder, set[Path]()
 
     def find(self, plain_sha256: str, kind: str) -> Packed | None:
-        """A chunk packed earlier, for a host that can unpack ``kind``."""
+        """A chunk packed earlier, for a host that can unpack ``kind``; its bytes are looked at once."""
         for candidate in (kind, "raw"):
             path = self._file(plain_sha256, candidate)
             try:
                 told = json.loads(path.with_name(f"{path.name}.json").read_bytes())
                 found = Packed(path=path, kind=candidate, **told)
-                if path.stat().st_size == found.bytes:
-                    return found
+                if path.stat().st_size != found.bytes:
+                    continue
+                if path not in self._believed and sha256_file(path) != found.sha256:
+                    continue
+                self._believed.add(path)
+                return found
             except (OSError, ValueError, TypeError):
                 continue
         return None
@@ -74,11 +97,13 @@ class Chunks:
         if len(zlib.compress(sample, 1)) > PAYS_BELOW * len(sample):
             kind = "raw"
         path = self._file(digest, kind)
-        with publishing(path) as file:
-            _pack(plain, kind, cast(IO[bytes], file))
-        told = {"sha256": sha256_file(path), "bytes": path.stat().st_size, "plain_bytes": len(plain)}
-        publish(path.with_name(f"{path.name}.json"), to_json(told))
-        return Packed(path=path, kind=kind, **cast(dict[str, "str | int"], told))  # type: ignore[arg-type]
+        with keeping(path) as file:
+            _pack(plain, kind, file)
+        packed_bytes, sha256 = path.stat().st_size, sha256_file(path)
+        with keeping(path.with_name(f"{path.name}.json")) as file:
+            file.write(to_json({"sha256": sha256, "bytes": packed_bytes, "plain_bytes": len(plain)}))
+        self._believed.add(path)
+        return Packed(path=path, kind=kind, sha256=sha256, bytes=packed_bytes, plain_bytes=len(plain))
 
     def forget(self, chunk: Packed) -> None:
         """Remove a chunk that nobody wants."""

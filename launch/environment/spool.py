@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from launch.argv import ship
-from launch.environment.packing import CHUNK_BYTES, Chunks, Packed
+from launch.environment.packing import CHUNK_BYTES, Chunks, Packed, keeping
 from launch.errors import Exit, LaunchError
 from launch.transport import Transport
 from minimind.durable import publish, to_json
@@ -78,7 +78,8 @@ class Spool:
         """A small file of the archive."""
         digest = hashlib.sha256(data).hexdigest()
         path = self.folder / f"{digest}.raw"
-        publish(path, data)
+        with keeping(path) as file:
+            file.write(data)
         return Packed(kind="raw", path=path, sha256=digest, bytes=len(data), plain_bytes=len(data))
 
     def pack(
@@ -164,15 +165,15 @@ class Spool:
 
     def _pack(self, data: IO[bytes], kind: str, wanted: Container[str], *, certain: bool) -> Iterator[Packed]:
         """Pack one layer; it is kept when its digest is wanted, which its last byte tells unless that is certain."""
-        digest, chunks, names = hashlib.sha256(), [], []
+        digest, chunks = hashlib.sha256(), list[Packed]()
         while plain := data.read(self._chunk_bytes):
             digest.update(plain)
             chunks.append(self._chunks.pack(plain, kind))
-            names.append(hashlib.sha256(plain).hexdigest())
             if certain:
                 yield chunks[-1]
         diff_id = f"sha256:{digest.hexdigest()}"
         if diff_id in wanted:
+            names = [chunk.path.name.partition(".")[0] for chunk in chunks]
             publish(self._file(diff_id, "layer"), to_json({"chunks": names}))
             yield from () if certain else chunks
         elif not certain and not self._file(diff_id, "layer").is_file():

@@ -94,6 +94,16 @@ def test_an_image_that_is_named_by_its_manifest_is_packed_from_its_compressed_la
     assert [found[f"{layer[7:]}.tar"] for layer in WANTED] == LAYERS
 
 
+def test_a_chunk_that_a_power_cut_spoiled_is_packed_anew(tmp_path):
+    list(Spool(tmp_path).pack(classic(), digest(CONFIG), WANTED, kind="zst", whole=True))
+    spoilt = max(tmp_path.glob("*.zst"), key=lambda path: path.stat().st_size)
+    spoilt.write_bytes(bytes(spoilt.stat().st_size))
+    spool, laptop = Spool(tmp_path), classic()
+    list(spool.pack(laptop, digest(CONFIG), WANTED, kind="zst", whole=True))
+    found = arrived(archive(CONFIG, "a:b", [spool.layer(name, "zst") for name in WANTED], spool))
+    assert [found[f"{name[7:]}.tar"] for name in WANTED] == LAYERS and laptop.asked == 1
+
+
 def test_a_layer_that_nobody_asked_for_is_not_given_and_not_kept(tmp_path):
     spool, asked = Spool(tmp_path, chunk_bytes=1 << 20), {digest(LAYERS[1]): len(LAYERS[1])}
     given = list(spool.pack(classic(), digest(CONFIG), asked, kind="zst", whole=False))
