@@ -15,6 +15,10 @@ from tests.support.forker import forker  # noqa: F401 (a fixture)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+# Hundreds of short processes: where Python may keep no bytecode each would compile its imports anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory):

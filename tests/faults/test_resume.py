@@ -145,7 +145,7 @@ def test_another_world_size_goes_on_with_the_same_samples_per_step(folder):
 
 
 def test_a_stop_file_ends_the_run_at_an_agreed_step_and_it_goes_on_exactly(folder):
-    flags = (*TINY, *STAGES["pretrain"], "--batch_size", "2", "--epochs", "30")
+    flags = (*TINY, *STAGES["pretrain"], "--batch_size", "2", "--epochs", "8")
     corpus.train_apart(folder, "pretrain", *flags, run="unstopped")
     whole = corpus.metrics(folder / "runs" / "unstopped")
     corpus.train_apart(folder, "pretrain", *flags, "--max_steps", "2", run="stopped")

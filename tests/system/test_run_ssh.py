@@ -99,6 +99,7 @@ def test_ctrl_c_detaches_stop_saves_and_resume_goes_on_where_it_stopped(home):
 
     resumed = home.launch("resume", run_dir.name[:15], "--nproc", "2", "--detach", "--json")
     assert resumed.returncode == 0, resumed.stderr
+    assert f"{row['last_step']:,} are done" in resumed.stderr
     wait_for(lambda: steps_of(run_dir) > row["last_step"] + 1)
     (alive,) = rows(home)
     assert (alive["state"], alive["attempt"], alive["nproc"]) == ("RUNNING", 2, 2)
