@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import tarfile
+import threading
 import time
 
 import pytest
@@ -45,9 +46,9 @@ CONFIG = json.dumps({"rootfs": {"diff_ids": [digest(layer) for layer in LAYERS]}
 WANTED = {digest(layer): None for layer in LAYERS}
 
 
-def classic() -> Saved:
+def classic(kind: type[Saved] = Saved) -> Saved:
     members = {f"{n}/layer.tar": layer for n, layer in enumerate(LAYERS)}
-    return Saved({**members, f"{digest(CONFIG)[7:]}.json": CONFIG, "manifest.json": b"[]"})
+    return kind({**members, f"{digest(CONFIG)[7:]}.json": CONFIG, "manifest.json": b"[]"})
 
 
 def by_manifest() -> tuple[Saved, str]:
@@ -139,6 +140,22 @@ def test_trouble_while_packing_ahead_reaches_whoever_sends_and_leaving_ends_the_
         assert next(iter(items)) == 0
     time.sleep(0.2)
     assert len(made) <= AHEAD + 3
+
+
+def test_the_first_chunk_leaves_before_the_engine_has_given_the_rest(tmp_path):
+    left = threading.Event()
+
+    class Slow(Saved):
+        def stream(self, argv):
+            for number, block in enumerate(super().stream(argv)):
+                if number * 70_000 > 3 << 20:
+                    assert left.wait(20), "nothing was sent while the archive was still coming"
+                yield block
+
+    chunks = Spool(tmp_path, chunk_bytes=1 << 20).pack(classic(Slow), digest(CONFIG), WANTED, kind="zst", whole=True)
+    with Ahead(chunks) as made:
+        given = [left.set() or chunk for chunk in made]
+    assert len(given) > 10
 
 
 def image(**changes) -> Image:
