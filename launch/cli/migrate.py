@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from launch.cli import session
+from launch.cli import migrating, session
 from launch.cli.run import Command, Ranks, Stage
-from launch.errors import Exit, printable
 from launch.inventory import Host
 from launch.runs.start import Request
 from launch.transport import Transport, connect
-from launch.ui import table
 from minimind.catalog import CATALOG
 
 
 @click.command(cls=Command)
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
-@click.option(
-    "--run", "stage", type=Stage(list(CATALOG)), help="Start this stage there.  [default: the interrupted run]"
-)
+@click.option("--run", "stage", type=Stage(list(CATALOG)), help="Start this stage there, not the interrupted run.")
 @click.option("--nproc", type=Ranks(), help="Ranks there.  [default: one a GPU, else as before]")
 @click.option("--wait", is_flag=True, help="Let what runs on FROM end by itself instead of stopping it.")
 @click.option("--again", is_flag=True, help="Begin anew; what has arrived is not sent twice.")
@@ -74,58 +69,13 @@ def migrate(source: str, target: str, stage: str | None, trainer_flags: tuple[st
             now_utc=_now,
         )
         if asked["dry_run"]:
-            return _dry(move, as_json=asked["as_json"])
+            return migrating.forecast(move, as_json=asked["as_json"])
         stack.enter_context(journal.locked())
         journal.begin(request.to_dict(), now_utc=_now(), again=asked["again"])
         report = carry_out(move)
-    session.print_json(report) if asked["as_json"] else _show(report)
+    session.print_json(report) if asked["as_json"] else migrating.show(report)
     return 0
 
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-
-
-def _dry(move: Any, *, as_json: bool) -> int:
-    from launch.migrate.forecast import forecast
-
-    plan = forecast(move)
-    if as_json:
-        session.print_json(plan)
-    else:
-        rows = [(s["name"], s["bytes"] or "", s["seconds"] or "", printable(s["what"])) for s in plan["steps"]]
-        table(("step", "bytes", "s", ""), rows)
-        _changes(plan)
-    say = session.terminal.say
-    for problem in plan["problems"]:
-        say(f"in the way: {problem['what']}: {problem['why']}; {problem['remedy']}")
-    say(
-        f"{plan['send_bytes']} bytes to {plan['to']}, {plan['home_bytes']} bytes home, {_money(plan)}; nothing was changed"
-    )
-    return int(Exit.HOST_NOT_READY if plan["problems"] else Exit.OK)
-
-
-def _money(told: Mapping[str, Any]) -> str:
-    cost = ", ".join(f"{amount} {currency}" for currency, amount in told["cost"].items())
-    return f"about {told['seconds']} s" + (f", {cost} for both hosts" if cost else "")
-
-
-def _changes(told: Mapping[str, Any]) -> None:
-    from launch.migrate.numbers import lines
-
-    if rows := lines(told):
-        table(("", "before", "after"), rows)
-
-
-def _show(report: Mapping[str, Any]) -> None:
-    say = session.terminal.say
-    say(f"{report['files']} files, {report['bytes']} bytes of {report['from']} are on {report['to']}, verified")
-    say(f"it took {_money(report)}")
-    for remark in (*report["remarks"], *(f"left there: {odd['name']}: {odd['why']}" for odd in report["left"])):
-        say(f"{report['from']}: {remark}")
-    _changes(report)
-    if report["follow"]:
-        say(f"{report['run_id']} goes on on {report['to']}, attempt {report['attempt']}: {report['follow']}")
-    else:
-        say(f"nothing was started on {report['to']}")
-    say(f"{report['from']} still has everything; when you need it no more: {report['release']}")

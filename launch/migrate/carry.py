@@ -119,9 +119,8 @@ class Save(Carrying):
             checkpoints_count=True,
         )
         findings = check(move.source, move.inventory, folder=move.home, voice=move.voice, look_elsewhere=False)
-        lacking = [
-            gap for gap in findings.gaps if gap.repair.startswith(("launch sync-out", "launch ps", "launch stop"))
-        ]
+        ours = ("launch sync-out", "launch ps", "launch stop")  # the others' repair is the user's to choose
+        lacking = [gap for gap in findings.gaps if gap.repair.startswith(ours)]
         for gap in findings.gaps:
             if gap not in lacking:
                 move.voice.say(f"{move.asked.source.name}: {gap.path}: {gap.why}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.argv import migrate as argv
 from launch.errors import Exit, LaunchError
+from launch.inventory import Host
 from launch.migrate.move import Move
 from launch.runs import control, start
 from launch.runs.observe import Run, observe
@@ -148,7 +149,7 @@ class Report:
             "fetched_bytes": sum(int(facts.get("fetched_bytes", 0)) for facts in steps.values()),
             "seconds": round(seconds, 1),
             "step_seconds": {name: facts.get("seconds") for name, facts in steps.items()},
-            "cost": cost(seconds, source.price_per_hour, source.currency, target.price_per_hour, target.currency),
+            "cost": cost(seconds, source, target),
             "smoke": {key: smoke.get(key) for key in ("nproc", "allreduce", "losses", "tokens_per_s")},
             "environment": dict(steps.get("environment", {})),
             "before": None,
@@ -159,12 +160,10 @@ class Report:
         }
 
 
-def cost(
-    seconds: float, one: float | None, currency: str, other: float | None, currency_other: str
-) -> dict[str, float]:
-    """What both hosts cost in that time, by currency; empty when neither has a price."""
+def cost(seconds: float, *hosts: Host) -> dict[str, float]:
+    """What hosts cost in that time, by currency; empty when none has a price."""
     found: dict[str, float] = {}
-    for price, name in ((one, currency), (other, currency_other)):
-        if price is not None:
-            found[name] = round(found.get(name, 0.0) + seconds / 3600 * price, 4)
+    for host in hosts:
+        if host.price_per_hour is not None:
+            found[host.currency] = round(found.get(host.currency, 0.0) + seconds / 3600 * host.price_per_hour, 4)
     return found

@@ -78,7 +78,7 @@ def forecast(move: Move) -> Mapping[str, Any]:
         "down_bytes_per_s": round(down),
         "up_bytes_per_s": round(up),
         "seconds": round(seconds, 1),
-        "cost": cost(seconds, source.price_per_hour, source.currency, target.price_per_hour, target.currency),
+        "cost": cost(seconds, source, target),
         "problems": problems,
         **_numbers(move, found),
     }

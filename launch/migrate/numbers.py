@@ -111,12 +111,10 @@ def lines(numbers: Mapping[str, Mapping[str, Any] | None]) -> list[tuple[str, st
         return []
 
     def both(name: str, show: str, key: str) -> tuple[str, str, str]:
-        one, other = before.get(key), after.get(key)
-        return (
-            name,
-            "not known" if one is None else show.format(one),
-            "not known" if other is None else show.format(other),
+        one, other = (
+            "not known" if (value := told.get(key)) is None else show.format(value) for told in (before, after)
         )
+        return name, one, other
 
     first_last = [f"{rates[0]:.3g} to {rates[1]:.3g}" for rates in (before["learning_rate"], after["learning_rate"])]
     rows = [

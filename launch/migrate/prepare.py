@@ -131,7 +131,7 @@ class Stop:
         return [run for run in runs if not run.state.state.ended and run.state.state is not State.PREPARED]
 
     def run(self) -> Mapping[str, Any]:
-        """With ``--wait`` they end by themselves. What was asked to stop before this launcher was killed counts, too."""
+        """With ``--wait`` they end by themselves. What a killed launcher asked to stop counts, too."""
         move = self._move
         if move.asked.wait:
             self._wait()

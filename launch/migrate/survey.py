@@ -152,7 +152,7 @@ def _sending(move: Move, items: Sequence[cargo.Item]) -> int:
         raise LaunchError(
             f"{name} has other files of the same names: {', '.join(sorted(foreign)[:5])}",
             why="what lies there may be the only copy, so it is not replaced",
-            remedy=f"bring it home (`launch sync-out --host {name} --to FOLDER`), move it away there, then the same again",
+            remedy=f"bring it home (`launch sync-out --host {name} --to FOLDER`), move it away there, and try again",
             code=Exit.REFUSED,
         )
     return sum(contents.values())

@@ -52,7 +52,7 @@ def subject(move: Move, site: environment.Site) -> Subject | None:
 
 
 class Smoke:
-    """A run of its own below ``<root>/.migrate/``, which goes afterwards. Its data is tokenised for the real one, too."""
+    """A run of its own below ``<root>/.migrate/``, which goes afterwards. The data that it tokenises stays."""
 
     name = "smoke"
     what = "an all-reduce, and three training steps on the real data"
