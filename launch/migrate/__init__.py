@@ -45,7 +45,7 @@ def carry_out(move: Move) -> Mapping[str, Any]:
         move.journal.forget(*(later.name for later in steps[number:]))
         began_s = time.monotonic()
         facts = _run(move, step, steps[number - 1 :])
-        move.journal.record(step.name, {**facts, "seconds": round(time.monotonic() - began_s, 2)})
+        move.journal.record(step.name, {**facts, "took_s": round(time.monotonic() - began_s, 2)})
     return move.journal.facts("report")
 
 

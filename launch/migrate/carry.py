@@ -9,7 +9,7 @@ from typing import Any
 from launch.errors import Exit, LaunchError
 from launch.migrate import cargo
 from launch.migrate.move import Data, Move, goes_on, unfinished
-from launch.migrate.survey import survey
+from launch.migrate.survey import data_now
 from launch.release import check
 from launch.runs.observe import observe
 from launch.sync import sync_out
@@ -52,9 +52,9 @@ class SendData(Carrying):
     def run(self) -> Mapping[str, Any]:
         """The spool goes once everything is verified on the target."""
         move = self._move
-        found = survey(move)
-        fetched_bytes = self._fetch([one for one in found.data if one.local is None])
-        items = [one.item(move.journal.spool) for one in found.data]
+        data = data_now(move)
+        fetched_bytes = self._fetch([one for one in data if one.local is None])
+        items = [one.item(move.journal.spool) for one in data]
         return {
             "fetched_bytes": fetched_bytes,
             "sent_bytes": self._send(items),

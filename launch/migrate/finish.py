@@ -132,7 +132,7 @@ class Report:
         move, steps = self._move, self._move.journal.steps
         source, target = move.asked.source, move.asked.target
         saved, smoke, went_on = (steps.get(name, {}) for name in ("save", "smoke", "continue"))
-        seconds = sum(float(facts.get("seconds", 0)) for facts in steps.values())
+        seconds = sum(float(facts.get("took_s", 0)) for facts in steps.values())
         run_id = went_on.get("run_id")
         return {
             "from": source.name,
@@ -148,7 +148,7 @@ class Report:
             "sent_bytes": sum(int(facts.get("sent_bytes", 0)) for facts in steps.values()),
             "fetched_bytes": sum(int(facts.get("fetched_bytes", 0)) for facts in steps.values()),
             "seconds": round(seconds, 1),
-            "step_seconds": {name: facts.get("seconds") for name, facts in steps.items()},
+            "step_seconds": {name: facts.get("took_s") for name, facts in steps.items()},
             "cost": cost(seconds, source, target),
             "smoke": {key: smoke.get(key) for key in ("nproc", "allreduce", "losses", "tokens_per_s")},
             "environment": dict(steps.get("environment", {})),

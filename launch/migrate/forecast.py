@@ -12,12 +12,13 @@ from launch.argv import migrate as argv
 from launch.doctor import Report
 from launch.errors import LaunchError
 from launch.executors import EXECUTORS, Environment
-from launch.migrate import cargo, numbers
+from launch.inventory import Host
+from launch.migrate import numbers
 from launch.migrate.finish import cost
 from launch.migrate.move import Move, Subject
 from launch.migrate.prepare import look
 from launch.migrate.survey import Survey, refuse_without_room, survey
-from launch.runs.observe import Run
+from launch.runs import control
 from launch.transport import Transport
 
 PROBE_BYTES = 2 << 20
@@ -120,14 +121,8 @@ def _continue(move: Move, found: Survey) -> str:
         return f"start {move.asked.stage} on {move.asked.target.name}"
     if found.goes_on is None:
         return "no run was interrupted: nothing is started"
-    ranks = move.ranks(found.facts, cargo.spec_of(_spec(found.goes_on), found.goes_on.run_id))
+    ranks = move.ranks(found.facts, control.spec_of(found.goes_on))
     return f"{found.goes_on.run_id} goes on with {ranks} rank(s)"
-
-
-def _spec(run: Run) -> bytes:
-    from minimind.durable import to_json
-
-    return to_json(dict(run.spec))
 
 
 def _numbers(move: Move, found: Survey) -> dict[str, Any]:
@@ -135,7 +130,7 @@ def _numbers(move: Move, found: Survey) -> dict[str, Any]:
     run, nothing = found.goes_on, {"before": None, "after": None}
     if run is None or run.spec.get("executor") != "venv":  # a container, even a short one, would be made there
         return nothing
-    spec = cargo.spec_of(_spec(run), run.run_id)
+    spec = control.spec_of(run)
     wanted = Environment(lock_hash=spec.lock_hash, code_hash=spec.code_hash)
     try:
         site, _ = move.ends_of_source().visit((), wanted)
@@ -143,12 +138,14 @@ def _numbers(move: Move, found: Survey) -> dict[str, Any]:
     except LaunchError:
         return nothing
     tried = Subject(spec=spec, nproc=spec.nproc, environment=provided, run_dir=run.run_dir)
+    tail = ["tail", "-n", str(numbers.LOOKED_AT), f"{run.run_dir}/metrics.jsonl"]
+    rate = numbers.rate_of(move.source.read(tail, check=False).stdout)
 
-    def of(ranks: int, host_is: Any) -> Mapping[str, Any] | None:
-        return numbers.ask(move.source, EXECUTORS["venv"], site.facts, tried, nproc=ranks, rate=None, host=host_is)
+    def of(ranks: int, host: Host, rate: float | None) -> Mapping[str, Any] | None:
+        return numbers.ask(move.source, EXECUTORS["venv"], site.facts, tried, nproc=ranks, rate=rate, host=host)
 
-    before = of(int(run.handle.get("nproc") or spec.nproc), move.asked.source)
-    return {"before": before, "after": of(move.ranks(found.facts, spec), move.asked.target)}
+    before = of(int(run.handle.get("nproc") or spec.nproc), move.asked.source, rate)
+    return {"before": before, "after": of(move.ranks(found.facts, spec), move.asked.target, None)}
 
 
 def _down(transport: Transport) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from launch.inventory import Host, Inventory
 from launch.migrate import cargo
 from launch.migrate.journal import Journal
 from launch.migrate.upload import Upload
+from launch.runs import control
 from launch.runs.observe import Run
 from launch.runs.start import Ends, Laptop, Request
 from launch.secrets import Secret
@@ -213,7 +213,7 @@ def data_of(move: Move, runs: Sequence[Run]) -> tuple[list[Data], list[str]]:
     names = {f"{root}/{file.path}": None for file in list_files(source, root, ["dataset"]).files if cargo.is_data(file)}
     targets = {path: f"{move.target_root}{path.removeprefix(root)}" for path in names}
     for run in runs:
-        spec = cargo.spec_of(_text(run), run.run_id)
+        spec = control.spec_of(run)
         targets |= {read.source: read.target for read in cargo.rebase(spec, root, move.target_root).reads}
     listed = list_again(source, "/", [path.lstrip("/") for path in targets])
     files = {f"/{file.path}": file for file in hashed(source, "/", listed.values())}
@@ -226,7 +226,3 @@ def data_of(move: Move, runs: Sequence[Run]) -> tuple[list[Data], list[str]]:
         local = here if here is not None and same and sha256_file(here) == file.sha256 else None
         found.append(Data(file=file, target=targets[path], local=local))
     return found, left
-
-
-def _text(run: Run) -> bytes:
-    return json.dumps(dict(run.spec)).encode()

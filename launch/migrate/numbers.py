@@ -18,6 +18,9 @@ from launch.runs.start import attempt_of
 from launch.transport import Transport
 from minimind.rundir import RunSpec
 
+LOOKED_AT = 100
+"""Lines of metrics.jsonl: the latest say how fast it is, the first steps are slow."""
+
 
 def before_and_after(
     move: Move, tried: Subject, facts: HostFacts, *, rate: float | None
@@ -40,17 +43,14 @@ def ranks_and_rate(move: Move, run_id: str) -> tuple[int, float | None]:
     newest = str(move.journal.facts("save").get("newest") or run_id)
     folder = runs / run_id if (runs / run_id).is_dir() else runs / newest
     told = _json(folder / "env.json").get("nproc") or _json(folder / "spec.json").get("nproc") or 1
-    return int(told), rate_of(folder / "metrics.jsonl") if folder.name == run_id else None
+    metrics = folder / "metrics.jsonl"
+    return int(told), rate_of(metrics.read_bytes()) if folder.name == run_id and metrics.is_file() else None
 
 
-def rate_of(metrics: Path) -> float | None:
-    """Tokens a second over the last steps of a run."""
+def rate_of(metrics: bytes) -> float | None:
+    """Tokens a second over the last steps of a run, from its metrics.jsonl."""
     rates = []
-    try:
-        lines = metrics.read_bytes().splitlines()[-100:]
-    except OSError:
-        return None
-    for line in lines:
+    for line in metrics.splitlines()[-LOOKED_AT:]:
         try:
             rates.append(float(json.loads(line)["tokens_per_s"]))
         except (ValueError, LookupError, TypeError):
@@ -111,9 +111,7 @@ def lines(numbers: Mapping[str, Mapping[str, Any] | None]) -> list[tuple[str, st
         return []
 
     def both(name: str, show: str, key: str) -> tuple[str, str, str]:
-        one, other = (
-            "not known" if (value := told.get(key)) is None else show.format(value) for told in (before, after)
-        )
+        one, other = ("not known" if told.get(key) is None else show.format(told[key]) for told in (before, after))
         return name, one, other
 
     first_last = [f"{rates[0]:.3g} to {rates[1]:.3g}" for rates in (before["learning_rate"], after["learning_rate"])]

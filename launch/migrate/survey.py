@@ -92,12 +92,21 @@ def survey(move: Move) -> Survey:
         goes_on=chosen,
         items=tuple(items),
         data=tuple(data),
-        left=(*listing.odd, *(Odd(name=path, why="no regular file that can be read") for path in missing)),
+        left=(
+            *(odd for odd in listing.odd if not odd.why.startswith("temporary")),
+            *(Odd(name=path, why="no regular file that can be read") for path in missing),
+        ),
         home_bytes=_contents((file.sha256, file.length_bytes) for file in home),
         data_home_bytes=_contents((one.file.sha256, one.file.length_bytes) for one in spooled),
         send_bytes=sending,
         room_bytes=sending + CHECKPOINTS * checkpoint + SPARE_BYTES,
     )
+
+
+def data_now(move: Move) -> list[Data]:
+    """Data sets and what unfinished runs read, as the source has them now."""
+    listing = list_files(move.source, move.source_root, ["runs"])
+    return data_of(move, unfinished(observe(move.source), listing.files))[0]
 
 
 def _wanted(files: Iterable[RemoteFile], moved: Sequence[str]) -> list[RemoteFile]:

@@ -15,7 +15,7 @@ from launch.argv import migrate as argv
 from launch.doctor import Verdict, deep
 from launch.errors import Exit, LaunchError
 from launch.executors import EXECUTORS
-from launch.migrate import numbers
+from launch.migrate import cargo, numbers
 from launch.migrate.carry import spec_on_target
 from launch.migrate.move import Move, Subject
 from launch.runs import start
@@ -29,7 +29,7 @@ _NOWHERE = Path("/nonexistent")
 
 
 def subject(move: Move, site: environment.Site) -> Subject | None:
-    """The run that goes on, the stage that starts, or else the source's newest run that was moved; None without any.
+    """The run that goes on, the stage that starts, or else the source's newest run; None without any.
 
     Files of this laptop that a new stage needs and no side has had yet are pushed here.
     """
@@ -40,12 +40,13 @@ def subject(move: Move, site: environment.Site) -> Subject | None:
         plan = start.plan(request, move.ends, move.laptop)
         inputs.push(plan.inputs.files, move.target, move.voice)
         return Subject(spec=plan.spec, nproc=ranks, environment=plan.provision.environment, run_dir=plan.run_dir)
-    run_id = saved["goes_on"] or max(saved["moved"], default=None)
+    run_id = saved["goes_on"] or max(saved["moved"], default=saved["newest"])
     if run_id is None:
         return None
     spec = spec_on_target(move, run_id)
-    if spec.stage == "tokenizer":
-        return None
+    reads = [cargo.Item(target=i["path"], sha256=i["sha256"], length_bytes=i["bytes"]) for i in spec.inputs]
+    if saved["goes_on"] is None and [item.sha256 for item in reads] != move.upload.there(reads):
+        return None  # of a run that does not go on, what it read need not have been moved
     provided, _ = move.provided(site)
     run_dir = f"{move.target_root}/runs/{run_id}"
     return Subject(spec=spec, nproc=move.ranks(site.facts, spec), environment=provided, run_dir=run_dir)
@@ -77,7 +78,9 @@ class Smoke:
             raise self._unfit(f"the ranks of {move.asked.target.name} cannot work together", talk.found, talk.remedy)
         move.voice.say(f"all-reduce: {talk.found}")
         if tried is None or tried.spec.stage == "tokenizer":
-            move.voice.say("no run was moved and no stage is to start: nothing to train for a trial")
+            move.voice.say(
+                "no run goes on and no stage starts, and no earlier run has its data there: no trial training"
+            )
             self._clear()
             return {"nproc": nproc, "allreduce": talk.found, "steps": 0}
         rows = self._train(tried, site)
