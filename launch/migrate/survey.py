@@ -103,6 +103,10 @@ def survey(move: Move) -> Survey:
     )
 
 
+def _lasting(odd: Iterable[Odd]) -> list[Odd]:
+    return [one for one in odd if not one.why.startswith("temporary")]
+
+
 def data_now(move: Move) -> list[Data]:
     """Data sets and what unfinished runs read, as the source has them now."""
     listing = list_files(move.source, move.source_root, ["runs"])

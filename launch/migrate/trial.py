@@ -73,21 +73,16 @@ class Smoke:
         site = move.site()
         tried = subject(move, site)
         nproc = tried.nproc if tried else move.ranks(site.facts, None)
-        talk = deep.allreduce(site, ranks=nproc)
-        if talk.verdict is Verdict.UNFIT:
-            raise self._unfit(f"the ranks of {move.asked.target.name} cannot work together", talk.found, talk.remedy)
-        move.voice.say(f"all-reduce: {talk.found}")
+        talk = self._allreduce(site, nproc)
         if tried is None or tried.spec.stage == "tokenizer":
-            move.voice.say(
-                "no run goes on and no stage starts, and no earlier run has its data there: no trial training"
-            )
+            move.voice.say("no training goes on or starts, and no earlier one has its data there: no trial of one")
             self._clear()
-            return {"nproc": nproc, "allreduce": talk.found, "steps": 0}
+            return {"nproc": nproc, "allreduce": talk, "steps": 0}
         rows = self._train(tried, site)
         rate = max(float(row.get("tokens_per_s") or 0) for row in rows)
         found = {
             "nproc": nproc,
-            "allreduce": talk.found,
+            "allreduce": talk,
             "steps": len(rows),
             "losses": [row["loss"] for row in rows],
             "tokens_per_s": rate or None,
@@ -95,6 +90,16 @@ class Smoke:
         }
         self._clear()
         return found
+
+    def _allreduce(self, site: environment.Site, nproc: int) -> str:
+        move = self._move
+        if nproc == 1:
+            return "one rank: there is nobody to talk to"
+        talk = deep.allreduce(site, ranks=nproc)
+        if talk.verdict is Verdict.UNFIT:
+            raise self._unfit(f"the ranks of {move.asked.target.name} cannot work together", talk.found, talk.remedy)
+        move.voice.say(f"all-reduce: {talk.found}")
+        return talk.found
 
     def _clear(self) -> None:
         move = self._move
