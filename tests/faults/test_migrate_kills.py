@@ -1,62 +1,64 @@
 """A move whose launcher is killed, again and again, ends as one that nobody disturbed."""
 
+import contextlib
 import json
 import random
-import shutil
 
 import pytest
 
 from tests.support import corpus, moving
 from tests.support import sshd as sshd_parts
-from tests.support.moving import RUN, contents, ended
+from tests.support.moving import RUN, contents, ended, launcher  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.sshd, pytest.mark.skipif(bool(sshd_parts.MISSING), reason=sshd_parts.MISSING or "-")]
 
 STEPS = "check environment data stop save send verify smoke continue report".split()  # noqa: SIM905
-SEED = ("call:6", "before:data", "after:save", "call:9", "before:send", "before:continue")
-"""In the doctor's questions; between work and word; with the source dying, too; while files go up; after the start."""
+SEED = ("in:check:5", "before:data", "in:save:4", "after:save", "in:send:5", "before:continue")
+"""After ``save`` the source dies, too; ``before:continue`` is after the start of what goes on."""
 
 
-@pytest.fixture
-def hosts(tmp_path):
-    with moving.servers(tmp_path) as (old, new):
-        made = moving.Hosts(tmp_path, old, new)
-        made.old_server = old
+@contextlib.contextmanager
+def two_hosts(folder, launcher):  # noqa: F811
+    with moving.servers(folder) as (old, new):
+        hosts = moving.Hosts(folder, old, new, launcher)
         try:
-            yield made
+            yield hosts
         finally:
-            moving.end_all(made.new_root)
+            moving.end_all(hosts.new_root)
 
 
-def campaign(hosts, forker, tmp_path, *, before, after, kills):
-    """Move with ``after`` ranks what ran with ``before``, killed at each place in turn; then look at everything."""
+def command(after):
+    return ("migrate", "old", "new", "--nproc", str(after), "--json")
+
+
+def prepare(hosts, forker, folder, *, before):
+    """The stopped run, a data set that home lacks, and the losses of the run that nobody stopped."""
     moving.stopped_run(hosts.old_root, forker, ranks=before)
-    whole = moving.uninterrupted(tmp_path / "whole", forker)
+    corpus.write_jsonl(hosts.old_root / "dataset" / "only_there.jsonl", corpus.texts(30, seed=9))
+    return moving.uninterrupted(folder / "whole", forker, ranks=before)
+
+
+def campaign(hosts, whole, *, after, kills):
+    """Move, killed at each place in turn; then look at everything. Returns the report."""
     untouched = contents(hosts.old_root)
-    (hosts.old_root / "dataset" / "sft_mini_512.jsonl").unlink()
-    del untouched["dataset/sft_mini_512.jsonl"]
-    command = ("migrate", "old", "new", "--nproc", str(after), "--json")
     done: set[str] = set()
-    died = 0
     for where in kills:
-        killed = hosts.killed_at(where, *command)
-        assert killed.returncode in (-9, 0), (where, killed.stderr)
-        died += killed.returncode == -9
+        killed = hosts.launch(*command(after), where=where)
+        assert killed.returncode == -9, (where, killed.returncode, killed.stderr)
         assert "Traceback" not in killed.stderr
         now = set(hosts.steps_done())
-        assert done <= now | {"report"}, f"{where} undid {done - now}"
+        assert done <= now, f"{where} undid {done - now}"
         done = now
         if where == "after:save":
-            hosts.old_server.stop()
-    assert died >= len(kills) - 1
-    last = hosts.launch(*command)
+            hosts.old.stop()
+    last = hosts.launch(*command(after))
     assert last.returncode == 0, last.stderr
     report = json.loads(last.stdout)
     assert (report["run_id"], report["attempt"], report["moved"]) == (RUN, 2, [RUN])
     ended(hosts.run_dir, 2)
     assert contents(hosts.old_root) == untouched, "the source stays as it was"
     same_end(hosts, whole, untouched, after=after)
-    again = hosts.launch(*command)
+    again = hosts.launch(*command(after))
     assert again.returncode == 0 and json.loads(again.stdout) == report
     assert sorted(p.name for p in (hosts.run_dir / "attempts").iterdir()) == ["1", "2"]
     return report
@@ -71,9 +73,8 @@ def same_end(hosts, whole, source, *, after):
     assert json.loads((hosts.run_dir / "env.json").read_bytes())["nproc"] == after
     found = contents(hosts.new_root)
     for name, digest in source.items():
-        if name.startswith("dataset/") and name.endswith(".jsonl"):
-            assert found[name] == digest
-        if name.startswith("out/tokenizer/") or "/attempts/1/" in name:
+        data = name.startswith("dataset/") and name.endswith(".jsonl")
+        if data or name.startswith("out/tokenizer/") or "/attempts/1/" in name:
             assert found[name] == digest
     assert "dataset/notes.txt" not in found
     spec = json.loads((hosts.run_dir / "spec.json").read_bytes())
@@ -82,38 +83,38 @@ def same_end(hosts, whole, source, *, after):
     (move,) = json.loads((hosts.run_dir / "moved.json").read_bytes())["moves"]
     assert move["from"] == "old" and str(hosts.old_root) in json.dumps(move["spec"])
     assert (hosts.run_dir / "export" / "pretrain_64.pth").samefile(hosts.new_root / "out" / "pretrain_64.pth")
-    leftovers = [p for p in hosts.new_root.rglob("*") if ".migrate" in p.parts or p.name.startswith(".tmp-")]
-    assert leftovers == []
+    assert [p for p in hosts.new_root.rglob("*") if ".migrate" in p.parts or p.name.startswith(".tmp-")] == []
     spool = hosts.home / ".migrate" / "old.to.new" / "spool"
     assert [p for p in spool.rglob("*") if p.is_file() and p.name != "lock"] == []
 
 
-def test_a_move_killed_at_seven_places_goes_on_without_the_source_and_repeats_nothing(hosts, forker, tmp_path):
-    report = campaign(hosts, forker, tmp_path, before=2, after=1, kills=SEED)
+def test_a_move_killed_at_six_places_goes_on_without_the_source_and_repeats_nothing(forker, launcher, tmp_path):  # noqa: F811
+    with two_hosts(tmp_path, launcher) as hosts:
+        whole = prepare(hosts, forker, tmp_path, before=2)
+        report = campaign(hosts, whole, after=1, kills=SEED)
     assert report["before"]["nproc"] == 2 and report["after"]["nproc"] == 1
     assert report["before"]["samples_per_step"] == report["after"]["samples_per_step"]
     assert report["after"]["epoch_cost"] > 0 and report["smoke"]["losses"][2] > 0
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_a_move_killed_after_each_step_and_inside_each(hosts, forker, tmp_path):
-    kills = [place for step in STEPS for place in (f"before:{step}", f"after:{step}")]
-    campaign(hosts, forker, tmp_path, before=1, after=2, kills=kills)
-
-
-@pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_a_move_killed_at_random_commands(tmp_path, forker):
+def test_a_move_killed_after_each_step_and_inside_each(forker, launcher, tmp_path):  # noqa: F811
     rng = random.Random(6)
-    for number in range(4):
-        folder = tmp_path / str(number)
-        with moving.servers(folder) as (old, new):
-            hosts = moving.Hosts(folder, old, new)
-            hosts.old_server = old
-            try:
-                kills = [f"call:{rng.randrange(3, 60)}" for _ in range(12)]
-                campaign(hosts, forker, folder, before=1, after=2, kills=kills)
-            finally:
-                moving.end_all(hosts.new_root)
-        shutil.rmtree(folder)
+    told = tmp_path / "calls.json"
+    with two_hosts(tmp_path / "undisturbed", launcher) as hosts:
+        whole = prepare(hosts, forker, tmp_path / "undisturbed", before=1)
+        assert hosts.launch(*command(2), where=f"count:{told}").returncode == 0
+        ended(hosts.run_dir, 2)
+        same_end(hosts, whole, contents(hosts.old_root), after=2)
+        undisturbed = {name for name in contents(hosts.new_root) if "/attempts/" not in name}
+    calls = json.loads(told.read_bytes())
+    kills = []
+    for step in STEPS:
+        inside = {1, calls[step], rng.randint(1, calls[step])} if calls.get(step) else set()
+        kills += [*(f"in:{step}:{number}" for number in sorted(inside)), f"before:{step}", f"after:{step}"]
+    kills = [where for where in kills if where not in ("after:report",)]
+    with two_hosts(tmp_path / "killed", launcher) as hosts:
+        whole = prepare(hosts, forker, tmp_path / "killed", before=1)
+        campaign(hosts, whole, after=2, kills=kills)
+        assert {name for name in contents(hosts.new_root) if "/attempts/" not in name} == undisturbed

@@ -1,19 +1,24 @@
 """Two hosts, a stopped run on the first, and a launcher that dies at an exact place.
 
-``python -m tests.support.moving WHERE launch-arguments…`` runs the real command line and kills itself (SIGKILL) at
-``call:N`` (the Nth remote command has just been sent), ``before:STEP`` (its work is done, and not written down) or
-``after:STEP``. ``count:FILE`` writes to a file how many remote commands there were.
+The launcher is the real command line, forked from a process that has imported it, and kills itself (SIGKILL) at
+``in:STEP:N`` (the Nth remote command of that step has just been sent), ``before:STEP`` (its work is done, but not
+written down) or ``after:STEP``. ``count:FILE`` lets it live, and writes how many remote commands each step sent.
 """
 
+import collections
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
+import traceback
+
+import pytest
 
 from tests import conftest
 from tests.support import corpus, launching
@@ -27,37 +32,27 @@ QUIET = "HF_ENDPOINT=http://127.0.0.1:9 PIP_INDEX_URL=http://127.0.0.1:9/simple"
 class Hosts:
     """The hosts ``old`` and ``new``, each behind an sshd of its own; ``home`` is the laptop."""
 
-    def __init__(self, folder: pathlib.Path, old, new, *, more_new: str = "") -> None:
+    def __init__(self, folder: pathlib.Path, old, new, launcher) -> None:
+        self.old, self.new, self.launcher = old, new, launcher
         self.old_root, self.new_root = folder / "old" / "root", folder / "new" / "root"
         ssh_home = conftest.make_ssh_home(folder, old)
         self.home, self.environ = ssh_home.home, {**ssh_home.environ, "OMP_NUM_THREADS": "1"}
-        hosts = (("old", old, self.old_root, 2.0, ""), ("new", new, self.new_root, 16.0, more_new))
+        hosts = (("old", old, self.old_root, 2.0), ("new", new, self.new_root, 16.0))
         (self.home / "launch.toml").write_text(
             "".join(
                 f'[hosts.{name}]\nssh = "{server.address}"\nroot = "{root}"\nidentity_file = "{server.user_key}"\n'
-                f"price_per_hour = {price}\n{launching.AS_IT_IS}{more}\n"
-                for name, server, root, price, more in hosts
+                f"price_per_hour = {price}\n{launching.AS_IT_IS}\n"
+                for name, server, root, price in hosts
             )
         )
         (self.home / "launch.known_hosts").write_text(old.known_hosts() + new.known_hosts())
 
-    def launch(self, *args: str, timeout: float = 240) -> subprocess.CompletedProcess:
-        return self._run([sys.executable, "-m", "launch", *args], timeout)
-
-    def killed_at(self, where: str, *args: str, timeout: float = 240) -> subprocess.CompletedProcess:
-        return self._run([sys.executable, "-m", "tests.support.moving", where, *args], timeout)
-
-    def _run(self, command: list[str], timeout: float) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            command,
-            cwd=self.home,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+    def launch(self, *args: str, where: str = "-") -> subprocess.CompletedProcess:
+        """Run the command line, to its end or to ``where`` it dies."""
+        out, err = (self.home.parent / f"std{name}" for name in ("out", "err"))
+        request = {"argv": args, "cwd": str(self.home), "environ": self.environ, "where": where}
+        code = self.launcher.ask(**request, out=str(out), err=str(err))
+        return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
 
     @property
     def run_dir(self) -> pathlib.Path:
@@ -65,6 +60,36 @@ class Hosts:
 
     def steps_done(self) -> list[str]:
         return list(json.loads((self.home / ".migrate" / "old.to.new" / "state.json").read_bytes())["steps"])
+
+
+class Launcher:
+    """Forks command lines; importing them costs more than what most of them do here."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.moving"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=corpus.ROOT,
+            env=corpus.environ(),
+        )
+
+    def ask(self, **request) -> int:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def launcher():
+    made = Launcher()
+    yield made
+    made.close()
 
 
 @contextlib.contextmanager
@@ -77,8 +102,9 @@ def servers(folder: pathlib.Path):
     try:
         yield old, new
     finally:
-        old.stop()
-        new.stop()
+        for server in (old, new):
+            if server.process.poll() is None:  # a test may have let one die
+                server.stop()
 
 
 def stopped_run(root: pathlib.Path, forker, *, ranks: int) -> None:
@@ -106,10 +132,10 @@ def stopped_run(root: pathlib.Path, forker, *, ranks: int) -> None:
     assert 7 <= done < 40, "it was stopped in the middle"
 
 
-def uninterrupted(folder: pathlib.Path, forker) -> list[dict]:
+def uninterrupted(folder: pathlib.Path, forker, *, ranks: int) -> list[dict]:
     """What the run would have done if nobody had stopped it."""
     corpus.make(folder)
-    return forker.train(folder, "pretrain", *FLAGS, run="whole")
+    return forker.train(folder, "pretrain", *FLAGS, run="whole", nproc=ranks if ranks > 1 else 0)
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -140,34 +166,76 @@ def _die() -> None:
     time.sleep(60)
 
 
-def main(where: str, argv: list[str]) -> None:
+def _command_line(where: str, argv: list[str]) -> None:
     from launch.cli import main as launch
     from launch.migrate import Journal
     from launch.transport.ssh import SshTransport
+    from launch.ui import Terminal
 
     kind, _, what = where.partition(":")
-    start, record, calls = SshTransport.start, Journal.record, [0]
+    start, record, say = SshTransport.start, Journal.record, Terminal.say
+    step, calls = ["-"], collections.Counter()
 
-    def counted(self, words, stdin):
+    def started(self, words, stdin):
         running = start(self, words, stdin)
-        calls[0] += 1
-        if kind == "call" and calls[0] == int(what):
+        calls[step[0]] += 1
+        if kind == "in" and what == f"{step[0]}:{calls[step[0]]}":
             time.sleep(0.05)  # what was to be sent is under way
             _die()
         if kind == "count":
-            pathlib.Path(what).write_text(str(calls[0]))
+            pathlib.Path(what).write_text(json.dumps(calls))
         return running
 
-    def recorded(self, step, facts):
-        if kind == "before" and step == what:
+    def recorded(self, name, facts):
+        if kind == "before" and name == what:
             _die()
-        record(self, step, facts)
-        if kind == "after" and step == what:
+        record(self, name, facts)
+        if kind == "after" and name == what:
             _die()
 
-    SshTransport.start, Journal.record = counted, recorded
+    def said(self, text):
+        if (begun := re.match(r"\[\d+/\d+\] (\w+): ", text)) and "done before" not in text:
+            step[0] = begun[1]
+        say(self, text)
+
+    SshTransport.start, Journal.record, Terminal.say = started, recorded, said
     launch(argv)
 
 
+def _child(request: dict) -> None:
+    code = 99
+    try:
+        for number, name in ((1, request["out"]), (2, request["err"])):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["environ"])
+        _command_line(request["where"], request["argv"])
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _serve() -> None:
+    import fabric  # noqa: F401
+
+    import launch.cli.migrate
+    import launch.migrate.forecast
+    import launch.transport.local
+    import launch.transport.ssh  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        if not (pid := os.fork()):
+            _child(json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    _serve()
