@@ -17,11 +17,11 @@ from launch.executors import Environment
 from launch.sync.listing import RemoteFile
 from minimind.catalog import PATH_FLAGS
 from minimind.durable import to_json
-from minimind.rundir import RunError, RunSpec
+from minimind.rundir import RunDir, RunError, RunSpec
 
 STAYS = re.compile(r"runs/[^/]+/(?:handle\.json|beat\.json|stop|lock/.*)")
 """What speaks of a process of the host that it is on."""
-MOVED = "moved.json"
+MOVED = RunDir("").moved.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def servers(folder: pathlib.Path):
 
 def stopped_run(root: pathlib.Path, forker, *, ranks: int) -> None:
     """A pretrain run below ``root`` that was asked to stop after a few steps, and everything around it."""
+    from minimind.durable import tree_hash
     from minimind.rundir import RunSpec, publish
 
     corpus.make(root)
@@ -122,7 +124,12 @@ def stopped_run(root: pathlib.Path, forker, *, ranks: int) -> None:
     ]
     run_dir = root / "runs" / RUN
     run_dir.mkdir(parents=True, mode=0o700)
-    spec = RunSpec(run_id=RUN, stage="pretrain", flags=flags, nproc=ranks, executor="venv", inputs=inputs)
+    code_hash = tree_hash(corpus.ROOT / "minimind")
+    code = root / "code" / code_hash[:16] / "minimind"
+    shutil.copytree(corpus.ROOT / "minimind", code, ignore=shutil.ignore_patterns("__pycache__"))
+    spec = RunSpec(
+        run_id=RUN, stage="pretrain", flags=flags, nproc=ranks, executor="venv", inputs=inputs, code_hash=code_hash
+    )
     publish(run_dir / "spec.json", spec.to_json(), mode=0o444)
     forker.start(root, "pretrain", *flags, run=RUN, nproc=ranks if ranks > 1 else 0)
     launching.wait_for(lambda: launching.steps_of(run_dir) >= 7)
@@ -130,6 +137,48 @@ def stopped_run(root: pathlib.Path, forker, *, ranks: int) -> None:
     assert not any(forker.wait()), forker.log.read_text()
     done = corpus.metrics(run_dir)[-1]["step"]
     assert 7 <= done < 40, "it was stopped in the middle"
+
+
+def copy_root(old: pathlib.Path, new: pathlib.Path) -> None:
+    """A root as it would be elsewhere: the paths in its runs' spec.json are those of the copy."""
+    shutil.copytree(old, new)
+    for spec in new.glob("runs/*/spec.json"):
+        spec.chmod(0o600)
+        spec.write_text(spec.read_text().replace(str(old), str(new)))
+        spec.chmod(0o444)
+
+
+@contextlib.contextmanager
+def in_process(hosts: Hosts):
+    """A move from old to new in this process, and what its survey finds."""
+    from launch.cli import session
+    from launch.inventory import load
+    from launch.migrate import Asked, Journal, Move
+    from launch.migrate.survey import survey
+    from launch.transport import connect
+    from tests.support.syncing import Quiet
+
+    known = load(None, cwd=hosts.home, environ=hosts.environ)
+    asked = Asked(source=known.host("old"), target=known.host("new"), stage=None, flags=(), nproc=1, wait=False)
+    with contextlib.ExitStack() as stack:
+
+        def far(host):
+            return stack.enter_context(connect(host, known))
+
+        here = far(known.host("local"))
+        move = Move(
+            asked,
+            inventory=known,
+            connect=far,
+            ends=lambda transport: session.ends(transport, here, known),
+            laptop=session.laptop(known.home),
+            request=None,
+            secrets=None,
+            voice=Quiet(),
+            journal=Journal(known.home, "old", "new"),
+            now_utc=lambda: "20260101T000000Z",
+        )
+        yield move, survey(move)
 
 
 def uninterrupted(folder: pathlib.Path, forker, *, ranks: int) -> list[dict]:
