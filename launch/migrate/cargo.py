@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launch import flags
-from launch.errors import Exit, LaunchError
+from launch.errors import Exit, LaunchError, printable
 from launch.executors import Environment
 from launch.sync.listing import RemoteFile
-from minimind.catalog import PATH_FLAGS
+from minimind.catalog import CATALOG, PATH_FLAGS
 from minimind.durable import to_json
 from minimind.rundir import RunDir, RunError, RunSpec
 
@@ -69,15 +70,40 @@ def spec_of(text: bytes, run_id: str) -> RunSpec:
         raise LaunchError(f"{run_id} cannot be moved", why=error.why, remedy=error.remedy, code=Exit.INVALID) from error
 
 
+def sound(spec: RunSpec) -> RunSpec:
+    """The spec, if it is one that the trainers could have been given; a host may have written anything there.
+
+    Raises:
+        LaunchError: INVALID.
+    """
+    inputs, words = (value if isinstance(value, list) else [None] for value in (spec.inputs, spec.flags))
+    texts = [*words, *(item.get(key) for item in inputs if isinstance(item, dict) for key in ("path", "sha256"))]
+    if (
+        spec.stage not in CATALOG
+        or not isinstance(spec.nproc, int)
+        or not all(isinstance(item, dict) and isinstance(item.get("bytes"), int) for item in inputs)
+        or not all(isinstance(text, str) and "\n" not in text and printable(text) == text for text in texts)
+    ):
+        raise LaunchError(
+            f"{spec.run_id} cannot be moved",
+            why="its spec.json does not say what launch writes there",
+            remedy=f"move the folder of {spec.run_id} out of runs/ on its host, then run the same command again",
+            code=Exit.INVALID,
+        )
+    return spec
+
+
 def rebase(spec: RunSpec, source_root: str, target_root: str) -> Rebased:
     """Rewrite a spec's paths: below the source's root to below the target's, what lies elsewhere to ``inputs/``.
 
     Executor and environment are still those of the source: :func:`at_home_on`.
     """
-    files = {str(item["path"]): str(item["sha256"]) for item in spec.inputs}
+    sound(spec)
+    paths = [posixpath.normpath(item["path"]) for item in spec.inputs]  # no way out by ..
+    files = {path: str(item["sha256"]) for path, item in zip(paths, spec.inputs, strict=True)}
     rules = [(source_root, target_root)]
     for name in ("save_dir", "out_dir", *PATH_FLAGS):
-        value = flags.value_of(spec.flags, name) or ""
+        value = _path(flags.value_of(spec.flags, name))
         if value.startswith("/") and _moved(value, rules) is None:
             within = [digest for path, digest in files.items() if path == value or path.startswith(f"{value}/")]
             is_out = name in ("save_dir", "out_dir")
@@ -87,16 +113,16 @@ def rebase(spec: RunSpec, source_root: str, target_root: str) -> Rebased:
             rules.append((path, _input(target_root, path, [digest])))
     words: Sequence[str] = spec.flags
     for name in ("save_dir", "out_dir", *PATH_FLAGS):
-        value = flags.value_of(words, name) or ""
+        value = _path(flags.value_of(words, name))
         if value.startswith("/"):
             words = flags.with_value(words, name, _moved(value, rules) or value)
-    inputs = [{**item, "path": _moved(str(item["path"]), rules) or str(item["path"])} for item in spec.inputs]
-    reads = tuple(
-        Read(source=path, target=str(item["path"]))
-        for path, item in zip(files, inputs, strict=True)
+    inputs = [{**item, "path": _moved(path, rules) or path} for path, item in zip(paths, spec.inputs, strict=True)]
+    reads = {
+        path: Read(source=path, target=str(item["path"]))
+        for path, item in zip(paths, inputs, strict=True)
         if not path.startswith(f"{source_root}/out/")
-    )
-    return Rebased(spec=dataclasses.replace(spec, flags=list(words), inputs=inputs), reads=reads)
+    }
+    return Rebased(spec=dataclasses.replace(spec, flags=list(words), inputs=inputs), reads=tuple(reads.values()))
 
 
 def at_home_on(
@@ -112,6 +138,10 @@ def at_home_on(
         commit=commit,
         dirty_hash=dirty_hash,
     )
+
+
+def _path(value: str | None) -> str:
+    return posixpath.normpath(value) if value else ""
 
 
 def _moved(path: str, rules: Iterable[tuple[str, str]]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from launch.errors import Exit, LaunchError
 from launch.migrate import cargo
 from launch.migrate.move import Data, Move, goes_on, unfinished
-from launch.migrate.survey import data_now
+from launch.migrate.survey import data_now, refuse_foreign
 from launch.release import check
 from launch.runs.observe import observe
 from launch.sync import sync_out
@@ -34,8 +34,10 @@ class Carrying:
 
     def _send(self, items: Sequence[cargo.Item]) -> int:
         move = self._move
+        there = move.upload.there(items)
+        refuse_foreign(move, items, there)  # once more: it may have begun something of its own meanwhile
         move.journal.sending({item.target: item.sha256 for item in items})
-        return move.upload.bring(items)
+        return move.upload.bring(items, there)
 
 
 class SendData(Carrying):

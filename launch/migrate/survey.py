@@ -67,17 +67,19 @@ def survey(move: Move) -> Survey:
     going = unfinished(runs, listing.files)
     alive = [run for run in runs if not run.state.state.ended and run.state.state is not State.PREPARED]
     stops = [] if move.asked.wait else [run.run_id for run in alive]
-    moved = [run.run_id for run in going]
+    moved = [run.run_id for run in going if run.state.state.ended or run.run_id in stops]
     on = None if move.asked.stage else goes_on(runs, moved, stops)
     chosen = next((run for run in runs if run.run_id == on), None)
-    if move.asked.stage is None:
-        move.ranks(site.facts, None)
+    move.ranks(site.facts, None)
     files = hashed(move.source, move.source_root, _wanted(listing.files, moved))
     items = _items(move, files, moved)
     data, missing = data_of(move, going)
     offered = [*items, *(one.item(move.journal.spool) for one in data)]
     _no_run_went_further(move, going)
-    sending = _sending(move, offered)
+    there = move.upload.there(offered)
+    refuse_foreign(move, offered, there)
+    lacking = [item for item, digest in zip(offered, there, strict=True) if digest != item.sha256]
+    sending = _contents((item.sha256, item.length_bytes) for item in lacking)
     store = Store(move.home, stamp="survey")
     home = [file for file in files if not store.matches(file)]
     spooled = [one for one in data if one.local is None and not (move.journal.spool / one.file.sha256).is_file()]
@@ -149,17 +151,18 @@ def _no_run_went_further(move: Move, going: Sequence[Run]) -> None:
             )
 
 
-def _sending(move: Move, items: Sequence[cargo.Item]) -> int:
-    """Bytes that the target lacks; what is its own, and other than ours, is not to be replaced."""
-    contents: dict[str, int] = {}
-    foreign = []
-    for item, digest in zip(items, move.upload.there(items), strict=True):
-        if digest == item.sha256:
-            continue
-        contents[item.sha256] = item.length_bytes
-        below = item.target.removeprefix(f"{move.target_root}/")
-        if digest is not None and not below.startswith("runs/") and move.journal.sent.get(item.target) != digest:
-            foreign.append(below)
+def refuse_foreign(move: Move, items: Sequence[cargo.Item], there: Sequence[str | None]) -> None:
+    """What the target has of its own, and other than ours, is not to be replaced.
+
+    Raises:
+        LaunchError: REFUSED.
+    """
+    root, sent = f"{move.target_root}/", move.journal.sent
+    foreign = [
+        item.target.removeprefix(root)
+        for item, digest in zip(items, there, strict=True)
+        if digest not in (None, item.sha256, sent.get(item.target)) and not item.target.startswith(f"{root}runs/")
+    ]
     if foreign:
         name = move.asked.target.name
         raise LaunchError(
@@ -168,7 +171,6 @@ def _sending(move: Move, items: Sequence[cargo.Item]) -> int:
             remedy=f"bring it home (`launch sync-out --host {name} --to FOLDER`), move it away there, and try again",
             code=Exit.REFUSED,
         )
-    return sum(contents.values())
 
 
 def refuse_without_room(move: Move, found: Survey) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import environment, flags, inputs
+from launch.argv import docker
 from launch.argv import migrate as argv
 from launch.doctor import Verdict, deep
 from launch.errors import Exit, LaunchError
@@ -107,6 +108,9 @@ class Smoke:
             if not run.state.state.ended and run.state.state is not State.PREPARED:
                 executor = EXECUTORS.get(str(run.spec.get("executor")), EXECUTORS["venv"])
                 executor.stop(move.target, run.run_id, {**run.handle, "attempt": run.state.attempt})
+            if run.spec.get("executor") == "docker":
+                for number in range(1, run.state.attempt + 1):
+                    move.target.run(docker.remove(docker.container_name(run.run_id, number)), check=False)
         move.target.run(argv.clean(self._root))
 
     def _train(self, tried: Subject, site: environment.Site) -> list[dict[str, Any]]:

@@ -35,14 +35,18 @@ class Upload:
         """The sha256 of what the host has under each name now; None where it has nothing."""
         return hashes(self._transport, "/", [("all", item.target) for item in items])
 
-    def bring(self, items: Sequence[Item]) -> int:
+    def bring(self, items: Sequence[Item], there: Sequence[str | None] | None = None) -> int:
         """Send what the host has not got, and give it its names; returns the bytes that travelled.
+
+        ``there`` is what :meth:`there` said a moment ago.
 
         Raises:
             LaunchError: INCOMPLETE when the link broke, HOST_NOT_READY for want of room, NOT_VERIFIED when a file here
                 is not what it was.
         """
-        missing = [item for item, digest in zip(items, self.there(items), strict=True) if digest != item.sha256]
+        missing = [
+            item for item, digest in zip(items, there or self.there(items), strict=True) if digest != item.sha256
+        ]
         by_content: dict[str, list[Item]] = {}
         for item in missing:
             by_content.setdefault(item.sha256, []).append(item)

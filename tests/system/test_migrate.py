@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import subprocess
+import threading
 
 import pytest
 
 from launch.errors import Exit, LaunchError
+from launch.migrate.prepare import Stop
 from launch.migrate.survey import refuse_without_room
 from tests.support import corpus, launching, moving
 from tests.support import sshd as sshd_parts
@@ -176,3 +179,20 @@ def test_commands_mean_the_host_on_which_a_moved_run_went_on(hosts):
     assert hosts.launch("stop", RUN, "--host", "old", "--now").returncode == 0
     home = hosts.launch("sync-out", "--host", "new")
     assert home.returncode == 0, home.stderr
+
+
+def test_waiting_lets_a_run_end_by_itself(hosts):
+    process = subprocess.Popen(["sleep", "3"])
+    start_time = (pathlib.Path("/proc") / str(process.pid) / "stat").read_text().rpartition(") ")[2].split()[19]
+    run_dir = hosts.old_root / "runs" / RUN
+    handle = {"pid": process.pid, "start_time": start_time, "attempt": 2}
+    (run_dir / "handle.json").write_text(json.dumps(handle))
+    (run_dir / "stop").unlink()  # of the attempt before
+    with moving.in_process(hosts, wait=True) as (move, found):
+        assert [run.run_id for run in found.alive] == [RUN] and found.goes_on is None
+        ender = threading.Thread(target=process.wait)
+        ender.start()
+        assert Stop(move).run() == {"stopped": []}
+        assert process.returncode == 0
+        ender.join()
+    assert not (run_dir / "stop").exists()

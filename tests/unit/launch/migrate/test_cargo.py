@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.errors import Exit, LaunchError
 from launch.executors import Environment
 from launch.migrate import cargo, move
 from launch.runs.observe import Run
@@ -141,3 +142,35 @@ def test_unfinished_is_what_is_alive_or_has_a_checkpoint_and_did_not_succeed():
 def test_the_run_that_was_stopped_goes_on_else_the_newest_of_all(moved, stopped, expected):
     runs = [run(run_id, State.STOPPED) for run_id in (A, B, C)]
     assert move.goes_on(runs, moved, stopped) == expected
+
+
+def test_a_file_that_is_read_twice_moves_once():
+    twice = (item("/w/full_sft_512.pth"), item("/w/full_sft_512.pth"))
+    found = rebased("--from_weight", "/w/full_sft_512.pth", "--teacher_weight", "/w/full_sft_512.pth", inputs=twice)
+    assert len(found.reads) == 1 and len(found.spec.inputs) == 2
+
+
+def test_a_path_with_dots_leads_out_of_neither_root():
+    found = rebased("--data_path", f"{OLD}/../../etc/x.jsonl", inputs=(item(f"{OLD}/../../etc/x.jsonl"),))
+    (read,) = found.reads
+    assert read == cargo.Read(source="/root/etc/x.jsonl", target=f"{NEW}/inputs/{'ab' * 6}/x.jsonl")
+    assert found.spec.flags == ["--data_path", read.target]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "mine_bitcoin"},
+        {"nproc": "many"},
+        {"inputs": [{"path": "/x"}]},
+        {"inputs": [{"path": "/x\n/y", "sha256": "0", "bytes": 1}]},
+        {"inputs": "all"},
+        {"flags": ["--data_path", 3]},
+        {"flags": "--data_path"},
+        {"flags": ["--data_path", "/x\x1b[2J"]},
+    ],
+)
+def test_a_spec_that_launch_cannot_have_written_is_refused_by_the_name_of_its_run(change):
+    with pytest.raises(LaunchError, match="20260101-120000-dpo-abcd cannot be moved") as refused:
+        cargo.rebase(dataclasses.replace(spec(), **change), OLD, NEW)
+    assert refused.value.code == Exit.INVALID
