@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from launch import flags
 from launch.cli import migrating, session
 from launch.cli.run import Command, Ranks, Stage
 from launch.inventory import Host
@@ -35,6 +36,8 @@ def migrate(source: str, target: str, stage: str | None, trainer_flags: tuple[st
 
     if trainer_flags and stage is None:
         raise click.UsageError("flags for the trainer need a stage to start: --run STAGE; a run goes on with its own")
+    if flags.value_of(trainer_flags, "run_dir") is not None:
+        raise click.UsageError("--run_dir is decided by launch")
     check = session.flag_check(stage, trainer_flags) if stage else None
     known = session.load()
     hosts = known.host(source), known.host(target)

@@ -38,26 +38,27 @@ def carry_out(move: Move) -> Mapping[str, Any]:
         move.journal.record(going.name, going.facts(begun))
     first = steps.index(going) + 1 if going.name in move.journal else 0
     for number, step in enumerate(steps, start=1):
-        if number <= first or step.done():
-            move.voice.say(f"[{number}/{len(steps)}] {step.name}: done before")
-            continue
-        move.voice.say(f"[{number}/{len(steps)}] {step.name}: {step.what}")
-        move.journal.forget(*(later.name for later in steps[number:]))
-        began_s = time.monotonic()
-        facts = _run(move, step, steps[number - 1 :])
+        try:
+            if number <= first or step.done():
+                move.voice.say(f"[{number}/{len(steps)}] {step.name}: done before")
+                continue
+            move.voice.say(f"[{number}/{len(steps)}] {step.name}: {step.what}")
+            move.journal.forget(*(later.name for later in steps[number:]))
+            began_s = time.monotonic()
+            facts = step.run()
+        except LaunchError as error:
+            raise _within(error, step, steps[number - 1 :]) from error
         move.journal.record(step.name, {**facts, "took_s": round(time.monotonic() - began_s, 2)})
     return move.journal.facts("report")
 
 
-def _run(move: Move, step: Step, left: Sequence[Step]) -> Mapping[str, Any]:
-    try:
-        return step.run()
-    except LaunchError as error:
-        if error.code != Exit.UNREACHABLE:
-            raise
-        raise LaunchError(
-            error.what,
-            why=f"{error.why} (in the step {step.name}; left: {', '.join(one.name for one in left)})",
-            remedy=f"{error.remedy}; then the same command again: it goes on with {step.name}",
-            code=error.code,
-        ) from error
+def _within(error: LaunchError, step: Step, left: Sequence[Step]) -> LaunchError:
+    """A host that goes away says in which step, and what is left."""
+    if error.code != Exit.UNREACHABLE:
+        return error
+    return LaunchError(
+        error.what,
+        why=f"{error.why} (in the step {step.name}; left: {', '.join(one.name for one in left)})",
+        remedy=f"{error.remedy}; then the same command again: it goes on with {step.name}",
+        code=error.code,
+    )

@@ -116,12 +116,10 @@ def test_what_the_target_has_of_its_own_is_not_replaced(hosts):
     own = hosts.new_root / "out" / "tokenizer" / "tokenizer.json"
     own.write_text("{}")
     before = everything(hosts)
-    refused = hosts.launch("migrate", "old", "new")
-    assert refused.returncode == Exit.REFUSED
-    assert "out/tokenizer/tokenizer.json" in refused.stderr and "only copy" in refused.stderr
-    after = everything(hosts)
-    assert {name for name in after if name not in before and ".migrate" not in name} == set()
-    assert own.read_text() == "{}"
+    with pytest.raises(LaunchError, match=r"out/tokenizer/tokenizer\.json") as refused, moving.in_process(hosts):
+        pass
+    assert refused.value.code == Exit.REFUSED and "only copy" in refused.value.why
+    assert everything(hosts) == before
 
 
 def test_a_source_that_goes_away_in_the_middle_is_said_with_the_step(tmp_path, stopped, launcher):  # noqa: F811
@@ -170,8 +168,15 @@ def test_the_next_stage_starts_on_the_target_from_the_weights_that_were_moved(ho
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_commands_mean_the_host_on_which_a_moved_run_went_on(hosts):
-    assert hosts.launch("migrate", "old", "new", "--nproc", "1").returncode == 0
+    command = ("migrate", "old", "new", "--nproc", "1")
+    assert hosts.launch(*command).returncode == 0
+    ready = hosts.launch("release-check", "old")
+    assert ready.returncode == 0, ready.stderr
     ended(hosts.run_dir, 2)
+    once_more = hosts.launch(*command, "--again")
+    assert once_more.returncode == Exit.REFUSED and "has gone on on new" in once_more.stderr
+    other = hosts.launch("migrate", "old", "new", "--nproc", "2")
+    assert other.returncode == Exit.REFUSED and "--again" in other.stderr
     row = json.loads(hosts.launch("stop", RUN, "--json").stdout)
     assert (row["host"], row["attempt"]) == ("new", 2)
     back = hosts.launch("resume", RUN, "--host", "old", "--detach", "--json")
@@ -182,17 +187,23 @@ def test_commands_mean_the_host_on_which_a_moved_run_went_on(hosts):
 
 
 def test_waiting_lets_a_run_end_by_itself(hosts):
-    process = subprocess.Popen(["sleep", "3"])
-    start_time = (pathlib.Path("/proc") / str(process.pid) / "stat").read_text().rpartition(") ")[2].split()[19]
-    run_dir = hosts.old_root / "runs" / RUN
-    handle = {"pid": process.pid, "start_time": start_time, "attempt": 2}
-    (run_dir / "handle.json").write_text(json.dumps(handle))
-    (run_dir / "stop").unlink()  # of the attempt before
-    with moving.in_process(hosts, wait=True) as (move, found):
-        assert [run.run_id for run in found.alive] == [RUN] and found.goes_on is None
-        ender = threading.Thread(target=process.wait)
-        ender.start()
-        assert Stop(move).run() == {"stopped": []}
-        assert process.returncode == 0
-        ender.join()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:  # lives until its stdin is closed
+        stat = pathlib.Path(f"/proc/{process.pid}/stat").read_text()
+        handle = {"pid": process.pid, "start_time": stat.rpartition(") ")[2].split()[19], "attempt": 2}
+        run_dir = hosts.old_root / "runs" / RUN
+        (run_dir / "handle.json").write_text(json.dumps(handle))
+        (run_dir / "stop").unlink()  # of the attempt before
+        with moving.in_process(hosts, wait=True) as (move, found):
+            assert [run.run_id for run in found.alive] == [RUN] and found.goes_on is None and found.moved == ()
+
+            def end():
+                launching.wait_for(lambda: move.voice.said)
+                process.stdin.close()
+                process.wait()
+
+            ender = threading.Thread(target=end)
+            ender.start()
+            assert Stop(move).run() == {"stopped": []}
+            ender.join()
+            assert f"{RUN} is at step" in move.voice.said[0]
     assert not (run_dir / "stop").exists()
