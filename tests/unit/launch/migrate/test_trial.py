@@ -58,7 +58,7 @@ def test_what_is_not_known_is_said_so():
         "epoch_cost": 2.0,
         "currency": "CNY",
     }
-    rows = dict((name, rest) for name, *rest in numbers.lines({"before": known, "after": {**known, "epoch_s": None}}))
+    rows = {name: rest for name, *rest in numbers.lines({"before": known, "after": {**known, "epoch_s": None}})}
     assert rows["seconds an epoch"] == ["3,600.0", "not known"]
     assert rows["learning rate"] == ["0.0005 to 5e-05", "0.0005 to 5e-05"]
     assert rows["cost of an epoch"] == ["2 CNY", "2 CNY"]
