@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,13 @@ def members(stream: Iterable[bytes], most_bytes: int) -> Iterator[tuple[str, Ite
     ):
         for member in archive:
             if member.isreg() and not member.sparse and (file := archive.extractfile(member)) is not None:
-                yield member.name, iter(functools.partial(file.read, CHUNK_BYTES), b"")
+                yield member.name, _chunks(file)
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with contextlib.suppress(tarfile.TarError):  # cut off: the next look into the archive ends it
+        while data := file.read(CHUNK_BYTES):
+            yield data
 
 
 class _Source(io.RawIOBase):

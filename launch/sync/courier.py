@@ -15,11 +15,12 @@ from pathlib import Path
 from launch.argv import rsync
 from launch.errors import Exit, LaunchError
 from launch.inventory import Inventory
-from launch.sync import archive
+from launch.sync import archive, packing
 from launch.sync.listing import RemoteFile
 from launch.sync.scripts import ARCHIVE
 from launch.sync.store import Store
 from launch.transport import Transport, ssh_command, ssh_destination
+from launch.voice import Voice
 from minimind.durable import sha256_file
 
 RSYNC_FROM_BYTES = 4 << 20
@@ -35,13 +36,16 @@ FSYNCS = 8
 class Courier:
     """Brings files of one host; ``root`` is absolute there."""
 
-    def __init__(self, transport: Transport, inventory: Inventory, root: str, store: Store) -> None:
-        self._transport, self._root, self._store = transport, root, store
+    def __init__(self, transport: Transport, inventory: Inventory, root: str, store: Store, voice: Voice) -> None:
+        self._transport, self._root, self._store, self._voice = transport, root, store, voice
         self._ssh: list[str] | None = None
+        self._can_pack, self._pack = False, False
         host = transport.host
         if host.ssh is not None and shutil.which("rsync"):
-            has_rsync = transport.read(["sh", "-c", "command -v rsync"], check=False).code == 0
-            self._ssh = ssh_command(host, inventory) if has_rsync else None
+            theirs = transport.read(["rsync", "--version"], check=False)
+            self._ssh = ssh_command(host, inventory) if theirs.code == 0 else None
+            ours = subprocess.run(["rsync", "--version"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+            self._can_pack = b"zstd" in theirs.stdout and b"zstd" in ours.stdout
 
     def bring(
         self, files: Sequence[RemoteFile], on_bytes: Callable[[int], None]
@@ -55,9 +59,29 @@ class Courier:
             self._fetch_small(batch, on_bytes)
             with ThreadPoolExecutor(FSYNCS) as pool:
                 yield list(zip(batch, pool.map(self._verify, batch), strict=True))
-        for file in sorted(set(files) - set(small), key=lambda file: file.length_bytes):
+        large = sorted(set(files) - set(small), key=lambda file: file.length_bytes)
+        if large and self._can_pack and sum(map(self._lacking, large)) >= packing.FROM_BYTES:
+            self._measure(large[-1], on_bytes)
+        for file in large:
             self._fetch_if_there(file, on_bytes)
             yield [(file, self._verify(file))]
+
+    def _lacking(self, file: RemoteFile) -> int:
+        return file.length_bytes - self._store.part_bytes(file.sha256)
+
+    def _measure(self, file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
+        """Decide about packing by the next bytes of a file: they tell how fast the link is, and how much they shrink."""
+        part, have = self._store.part(file.sha256), self._store.part_bytes(file.sha256)
+        meter = packing.Meter(on_bytes)
+        with contextlib.suppress(LaunchError):  # whatever is wrong shows when the file is fetched
+            until = min(have + packing.SAMPLE_BYTES, file.length_bytes)
+            self._transport.fetch(f"{self._root}/{file.path}", part, offset=have, length=until, on_bytes=meter)
+            with open(part, "rb") as sample:
+                sample.seek(have)
+                share, bytes_per_s = packing.shrinks_to(sample.read()), meter.bytes_per_s
+            self._pack = packing.pays(share, bytes_per_s)
+            told = f"the link carries {bytes_per_s / 1e6:.0f} MB/s, a sample shrinks to {share:.0%}"
+            self._voice.say(f"{told}: sending {'packed by zstd' if self._pack else 'as it is'}")
 
     def _verify(self, file: RemoteFile) -> bool:
         part = self._store.part(file.sha256)
@@ -130,6 +154,7 @@ class Courier:
             destination=ssh_destination(self._transport.host),
             remote=f"{self._root}/{file.path}",
             part=str(part.absolute()),
+            pack=self._pack,
         )
         lock = () if self._store.lock_fd is None else (self._store.lock_fd,)
         process = subprocess.Popen(

@@ -37,19 +37,16 @@ class Memory:
 
     def __init__(self, folder: Path, place: str, *, fresh: bool = False) -> None:
         self._path, self._place = folder / NAME, place
-        self._fresh = fresh
         self._far: dict[str, tuple[str, str]] = {}
         self._home: dict[str, tuple[str, str]] = {}
         self._others: dict[str, object] = {}
-        if not fresh:
-            self._read()
-
-    def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             told = json.loads(self._path.read_bytes())
-            self._others = dict(told["hosts"])
-            self._far = _entries(self._others.pop(self._place, {}))
-            self._home = _entries(told["home"])
+            others = dict(told["hosts"])
+            far, home = _entries(others.pop(place, {})), _entries(told["home"])
+            self._others = others
+            if not fresh:
+                self._far, self._home = far, home
 
     def far(self, file: RemoteFile) -> str | None:
         """The sha256 of a host's file, when it is what was hashed before."""
@@ -90,10 +87,6 @@ class Memory:
 
     def save(self, *, only: Iterable[str] | None = None) -> None:
         """Write it down; ``only`` are the names that the host still has. Losing it costs time and nothing else."""
-        if self._fresh:  # what other hosts' syncs wrote stays
-            hashed, placed = self._far, self._home
-            self._read()
-            self._far, self._home = hashed, self._home | placed
         if only is not None:
             names = set(only)
             self._far = {path: entry for path, entry in self._far.items() if path in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ class _Mirror:
             return
         names = [file.path for file in files]
         remote = self._remote
-        remote.run(rclone.forget(remote.at(INCOMING)), fine=NOT_THERE)
+        remote.tidy(INCOMING)
         total_bytes = sum(file.length_bytes for file in files)
         with self._voice.moving(f"{self._report.folder} -> {remote.name}", total_bytes) as moved:
             remote.run(rclone.copy(str(self._report.folder), remote.at(INCOMING)), names=names, on_bytes=moved)
@@ -135,10 +135,11 @@ class _Mirror:
             replaced = remote.at(f"{PREVIOUS}/{stamp}/{top}")
             remote.run(rclone.move(remote.at(f"{INCOMING}/{top}"), remote.at(top), replaced=replaced), names=below)
 
-    def finish(self, sent: Iterable[RemoteFile], stamp: str) -> None:
+    def finish(self, sent: Sequence[RemoteFile], stamp: str) -> None:
         """Say there, in files, that everything is there."""
         remote, report = self._remote, self._report
-        self._there = remote.listing()
+        if sent:
+            self._there = remote.listing()
         self._known |= {file.path: file.sha256 for file in sent}
         if gone := [file.path for file in report.files if self._size(file.path) != file.length_bytes]:
             raise LaunchError(
@@ -154,7 +155,7 @@ class _Mirror:
         if sent or old != sums:
             remote.publish(MANIFEST, to_json(told))
             remote.publish(SUMS, sums)
-            remote.run(rclone.forget(remote.at(INCOMING)), fine=NOT_THERE)
+            remote.tidy(INCOMING)
         seen = {path: (self._there[path][1], digest) for path, digest in self._known.items() if path in self._there}
         with contextlib.suppress(OSError):  # it costs time, and nothing else
             publish(self._memory, json.dumps(seen).encode())

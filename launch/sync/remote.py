@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from launch.argv import rclone
 from launch.errors import Exit, LaunchError, printable
@@ -31,7 +32,7 @@ class Remote:
                 remedy="install it (apt install rclone, brew install rclone) and describe the remote: rclone config",
                 code=Exit.HOST_NOT_READY,
             )
-        told = json.loads(self.run(rclone.features(name)))
+        told = self._json(self.run(rclone.features(name)))
         self.hashes = "sha256" in (told.get("Hashes") or ())
         can = told.get("Features") or {}
         if not can.get("Move") and not can.get("Copy"):
@@ -48,11 +49,19 @@ class Remote:
 
     def listing(self) -> dict[str, tuple[int, str]]:
         """Bytes and stamp of every file there, by path."""
-        told = self.run(rclone.listing(self.name), fine=NOT_THERE)
-        return {
-            str(item["Path"]): (int(item["Size"]), f"{item['Size']} {item['ModTime']}")
-            for item in json.loads(told or b"[]")
-        }
+        told = self._json(self.run(rclone.listing(self.name), fine=NOT_THERE) or b"[]")
+        return {str(item["Path"]): (int(item["Size"]), f"{item['Size']} {item['ModTime']}") for item in told}
+
+    def _json(self, told: bytes) -> Any:
+        try:
+            return json.loads(told)
+        except ValueError as error:
+            raise LaunchError(
+                f"{self.name}: rclone's answer makes no sense",
+                why=f"it is no JSON ({error})",
+                remedy="rclone 1.60 is known to work; see `rclone version`",
+                code=Exit.HOST_NOT_READY,
+            ) from error
 
     def digests(self, folder: str, names: Sequence[str]) -> dict[str, str]:
         """sha256 by name of what is there; where the remote cannot tell, everything is read back."""
@@ -62,6 +71,10 @@ class Remote:
         told = self.run(argv, names=names, fine=range(1, 10)).decode("utf-8", "surrogateescape")
         found = (re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in told.split("\n"))
         return {match[2]: match[1] for match in found if match}
+
+    def tidy(self, folder: str) -> None:
+        """Remove what is in the way, if it is there and the remote lets us; nothing relies on it."""
+        self.run(rclone.forget(self.at(folder)), fine=range(1, 10))
 
     def publish(self, name: str, data: bytes) -> None:
         """A small file, read back before it gets its name."""
@@ -104,8 +117,10 @@ class Remote:
             out = process.stdout.read() if process.stdout else b""
             feeder.join()
             listener.join()
-        if process.returncode == 0 or process.returncode in set(fine):
+        if process.returncode == 0:
             return out
+        if process.returncode in set(fine):
+            return b"" if process.returncode in NOT_THERE else out
         again = process.returncode == TEMPORARY
         raise LaunchError(
             f"{self.name}: `rclone {argv[1]}` failed",

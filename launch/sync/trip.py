@@ -138,7 +138,7 @@ class Trip:
             LaunchError: NOT_VERIFIED naming what will not hold still; everything else is published by then.
         """
         kept = {file.path: file for file in files}
-        courier = Courier(self._transport, self._inventory, self._root, self._store) if missing else None
+        courier = Courier(self._transport, self._inventory, self._root, self._store, self._voice) if missing else None
         given_up = set(unstable)
         for _ in PAUSES_S:
             torn = self._transfer(courier, kept, missing) if courier and missing else set[str]()
