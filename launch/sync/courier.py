@@ -70,8 +70,10 @@ class Courier:
         return file.length_bytes - self._store.part_bytes(file.sha256)
 
     def _measure(self, file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
-        """Decide about packing by the next bytes of a file: they tell how fast the link is, and how much they shrink."""
+        """Decide about packing by the next bytes of a file: how fast they come, and how much they shrink."""
         part, have = self._store.part(file.sha256), self._store.part_bytes(file.sha256)
+        if have >= file.length_bytes or part.is_symlink():
+            return
         meter = packing.Meter(on_bytes)
         with contextlib.suppress(LaunchError):  # whatever is wrong shows when the file is fetched
             until = min(have + packing.SAMPLE_BYTES, file.length_bytes)

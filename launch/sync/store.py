@@ -21,6 +21,7 @@ from minimind.rundir import publish, to_json
 
 LOCK_WAIT_S = 10.0
 MANIFEST = "manifest.json"
+STAMP = re.compile(r"\d{8}T\d{6}Z(-\d{3,})?")
 PREVIOUS, GENERATIONS = ".previous", ".sync/generations"
 
 
@@ -249,10 +250,16 @@ def copy(source: Path, target: Path) -> None:
 
 
 def _unused(folder: Path, stamp: str) -> str:
-    """The stamp, or with a number after it when an earlier sync of the same second has it."""
-    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))
-    taken = (folder / PREVIOUS, folder / GENERATIONS)
-    return next(n for n in names if not (taken[0] / n).exists() and not (taken[1] / f"{n}.json").exists())
+    """The stamp, or one after the newest there is when that is not older: two syncs in a second, a clock set back.
+
+    So the names of generations sort by when they were made, whatever this machine's clock says.
+    """
+    names = [path.name.removesuffix(".json") for top in (PREVIOUS, GENERATIONS) for path in (folder / top).glob("*")]
+    newest = max((name for name in names if STAMP.fullmatch(name)), default="")
+    if not STAMP.fullmatch(stamp) or stamp > newest:
+        return stamp
+    base, _, number = newest.partition("-")
+    return f"{base}-{int(number or 1) + 1:03}"
 
 
 def _begins_with(longer: Path, shorter: Path) -> bool:
