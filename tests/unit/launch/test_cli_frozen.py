@@ -38,6 +38,7 @@ FROZEN = {
         "--to": None,
         "--watch": False,
         "--without-weights": False,
+        "--checksum": False,
         "--dry-run": False,
         "--json": False,
     },
