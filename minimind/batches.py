@@ -19,6 +19,10 @@ Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(ids, flags) of positions that could be predicted -> their weights; those above zero are computed."""
 
 
+TENSORS = ("ids", "select", "targets", "document", "weights")
+"""Fields of a batch that move to the device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Tensors of one pass. N positions are targets; ``select`` says where they stand among the B*T positions."""
@@ -39,11 +43,14 @@ class Batch:
         """The same on another device."""
         if device.type == "cpu":
             return self
-        moved = {
-            name: getattr(self, name).pin_memory().to(device, non_blocking=True)
-            for name in ("ids", "select", "targets", "document", "weights")
-        }
-        return dataclasses.replace(self, **moved)
+        pinned = self.pinned()
+        return dataclasses.replace(
+            pinned, **{name: getattr(pinned, name).to(device, non_blocking=True) for name in TENSORS}
+        )
+
+    def pinned(self) -> Batch:
+        """The same in memory that a GPU reads by itself."""
+        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
 
 
 class Reader(Samples):

@@ -29,7 +29,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
     {
         *("log_interval", "save_interval", "keep_checkpoints", "max_steps", "max_bad_steps", "max_tokens_per_batch"),
         *("device", "dtype", "num_workers", "use_compile", "deterministic", "use_wandb", "wandb_project"),
-        *("parallel", "hang_timeout"),
+        *("parallel", "hang_timeout", "profile"),
         *(
             "run_dir",
             "save_dir",
