@@ -67,24 +67,30 @@ class Reader(Samples):
     ) -> None:
         super().__init__(shards, max_seq_len=max_seq_len)
         self.pack, self.max_tokens_per_batch = pack, max_tokens_per_batch
+        self.joins = False
+        """Whether the micro-batches of a rank's step are joined before they are split into passes."""
         self.weigh: Weigh = weigh or (lambda ids, flags: flags & TARGET)
 
     def batches(self, samples: np.ndarray) -> Iterator[Batch]:
         """One micro-batch as passes of at most ``max_tokens_per_batch`` tokens; none when nothing in it is a target."""
+        return (self.build(group) for group in self.groups(samples, self.max_tokens_per_batch))
+
+    def groups(self, samples: np.ndarray, most: int | None) -> Iterator[np.ndarray]:
+        """Which samples of the file make up each pass of at most ``most`` tokens; a longer sample has its own."""
         chosen = self.usable[samples]
         if self.per_sample == 1:
             chosen = chosen[self.target_counts[chosen] > 0]
-        group: list[int] = []
-        tokens = 0
-        for sample in chosen:
-            longest = int(self.lengths[self.documents(np.array([sample]))].sum())
-            if group and self.max_tokens_per_batch and tokens + longest > self.max_tokens_per_batch:
-                yield self._build(np.array(group))
-                group, tokens = [], 0
-            group.append(int(sample))
-            tokens += longest
-        if group:
-            yield self._build(np.array(group))
+        if not most:
+            if len(chosen):
+                yield chosen
+            return
+        ends = np.cumsum(self.lengths[self.documents(chosen)].reshape(self.per_sample, -1).sum(0))  # (samples,)
+        first = 0
+        while first < len(chosen):
+            before = ends[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
+            yield chosen[first:last]
+            first = last
 
     def lines(self, samples: np.ndarray) -> list[int]:
         """Where these samples of a step stand in the data file, from 1, ascending."""
@@ -97,9 +103,10 @@ class Reader(Samples):
     def silent(self) -> Batch:
         """A pass for a rank that has nothing to compute in a step: some sample, of which the caller takes none."""
         with_targets = (self.target_counts.reshape(-1, self.per_sample) > 0).all(1)
-        return self._build(np.flatnonzero(with_targets)[:1])
+        return self.build(np.flatnonzero(with_targets)[:1])
 
-    def _build(self, samples: np.ndarray) -> Batch:
+    def build(self, samples: np.ndarray) -> Batch:
+        """One pass over these samples of the file, in their order."""
         numbers = self.documents(samples)
         starts, lengths = self.shards.offsets[numbers], self.lengths[numbers]
         ids = [self.shards.ids[s : s + n].astype(np.int64) for s, n in zip(starts, lengths, strict=True)]

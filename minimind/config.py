@@ -142,7 +142,10 @@ class TrainConfig:
     max_steps: Annotated[int | None, "stop after this many optimizer steps (the schedule stays that of all epochs)"] = (
         None
     )
-    max_tokens_per_batch: Annotated[int | None, "split a micro-batch into passes of at most this many tokens"] = None
+    max_tokens_per_batch: Annotated[
+        int | Literal["auto"] | None,
+        "split a micro-batch into passes of at most this many tokens; auto: as many as fill the memory of a GPU",
+    ] = None
     pack: Annotated[bool, "concatenate texts without padding; --no-pack pads to max_seq_len as the original does"] = (
         True
     )

@@ -14,8 +14,9 @@ from minimind.dist import World
 from minimind.passes import Pass, passes_of
 from minimind.prepare import TrainState
 
-AHEAD = 2
-"""Steps that the thread is ahead: the one being waited for does not keep it from the next."""
+AHEAD = {"cuda": 2, "cpu": 0}
+"""Steps that the thread is ahead, by device. On a CPU it would take the cores that compute, and a step's batches cost
+less than half a percent of the step: there they are assembled when they are asked for (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,11 @@ class Ready:
 
 
 class Feed:
-    """Steps in their order. What goes wrong with a step's data is raised when that step is asked for.
+    """Steps in their order. What goes wrong with a step's data is raised when that step is asked for."""
 
-    On a CPU the thread would take the cores that compute, so there each step is assembled when it is asked for.
-    """
-
-    def __init__(self, state: TrainState, ranks: World, *, last: int, ahead: int | None = None) -> None:
+    def __init__(self, state: TrainState, ranks: World, *, last: int) -> None:
         self.state, self.ranks, self.last = state, ranks, last
-        self.ahead = (AHEAD if ranks.device.type == "cuda" else 0) if ahead is None else ahead
+        self.ahead = AHEAD[ranks.device.type]
         self.pool: ThreadPoolExecutor | None = None
         self.begun: deque[tuple[int, Future[Ready]]] = deque()
 

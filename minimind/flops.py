@@ -56,9 +56,9 @@ def training_flops(config: ModelConfig, *, positions: int, pairs: int, targets: 
     with P positions, L layers, C hidden, H heads and K key/value heads of width D, I the inner width, X the experts
     that a token goes through (the chosen and the shared ones; 1 for a dense model), E the width of the router, A pairs
     of a position and one that it attends to in its own text, V entries and N targets (logits exist for targets alone).
-    The backward pass does each product twice, for its two operands (Kaplan et al. 2020, section 2.1), except that a frozen
-    weight needs no gradient. Attention has no weights and is always done twice. What is computed again to save memory,
-    norms, rotations, the softmax, a frozen teacher and the reference of dpo do not count.
+    The backward pass does each product twice, for its two operands (Kaplan et al. 2020, section 2.1), except that a
+    frozen weight needs no gradient. Attention has no weights and is always done twice. What is computed again to save
+    memory, norms, rotations, the softmax, a frozen teacher and the reference of dpo do not count.
 
     Args:
         config: the model's shape.

@@ -24,7 +24,7 @@ from minimind.pulse import Phase
 from minimind.saving import Saver, save
 from minimind.stages.base import Stage, trainable
 from minimind.tracing import Tracer
-from minimind.update import StopFlag, autocast, one_step
+from minimind.update import StopFlag, autocast, fill_memory, one_step
 
 
 def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
@@ -60,6 +60,8 @@ def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
                 attempt.at(Phase.PREPARE)  # a reference may read all of the data, which takes its time
                 with autocast(config, ranks):
                     stage.begin(state.reader, ranks, state.facts, say)
+                if config.max_tokens_per_batch == "auto":
+                    fill_memory(config, ranks, state, say)
                 _run(config, attempt, ranks, state, say)
             except Exception as error:
                 raise attempt.blame(error) from error

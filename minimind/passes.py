@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
+
 from minimind.batches import Batch, Step
 from minimind.config import TrainConfig
 from minimind.dist import World
@@ -31,7 +33,10 @@ class Pass:
 def passes_of(state: TrainState, step: Step, ranks: World) -> list[Pass]:
     """Passes of this rank's micro-batches; asks no other rank, so that a thread may do it."""
     passes = []
-    for samples in step.micro_batches[ranks.rank :: ranks.size]:
+    mine = step.micro_batches[ranks.rank :: ranks.size]
+    if state.reader.joins and mine:
+        mine = (np.concatenate(mine),)
+    for samples in mine:
         batches = list(state.reader.batches(samples))
         texts = sum(batch.documents for batch in batches)
         passes += [Pass(batch=batch, share=batch.documents / texts) for batch in batches]

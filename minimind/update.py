@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minimind import optim
+from minimind import fitting, optim
 from minimind.attempt import Attempt
+from minimind.batches import Batch
 from minimind.config import TrainConfig
 from minimind.dist import World
 from minimind.efficiency import Account
 from minimind.feed import Feed
-from minimind.passes import dropout_of, evened_out
+from minimind.passes import Pass, dropout_of, evened_out
 from minimind.prepare import TrainState
 from minimind.pulse import Phase
+from minimind.sizes import FP32
 from minimind.stages.base import trainable
 
 
@@ -60,9 +64,7 @@ def one_step(
         group["lr"] = rate
     waited_s = time.perf_counter() - began
     names = state.stage.told
-    kept: list[
-        list[Tensor]
-    ] = []  # of each pass: its loss, the auxiliary one, what else is told
+    kept: list[list[Tensor]] = []  # of each pass: its loss, the auxiliary one, what else is told
     attempt.at(Phase.COMPUTE)
     for index, one in enumerate(passes):
         last = index == len(passes) - 1
@@ -130,13 +132,45 @@ def one_step(
     return line, sums[2] > 0
 
 
+def fill_memory(config: TrainConfig, ranks: World, state: TrainState, say: Callable[[str], None]) -> None:
+    """Let the reader cut a rank's step into the largest passes that this GPU's memory holds.
+
+    Micro-batches are joined first, except for a mixture of experts, whose balancing loss is a mean over each.
+    """
+    reader, order = state.reader, state.order
+    reader.joins = not config.use_moe
+    looked_at = np.linspace(1, order.steps_per_epoch, min(order.steps_per_epoch, fitting.STEPS_LOOKED_AT)).astype(int)
+    shares = [
+        order.step(int(number)).micro_batches[rank :: ranks.size] for number in looked_at for rank in range(ranks.size)
+    ]
+    parts = [part for share in shares for part in ([np.concatenate(share)] if reader.joins and share else share)]
+
+    def attempt(batch: Batch) -> None:
+        state.model.dropout = dropout_of(config, ranks, order.step(1), Pass(batch=batch))
+        with ranks.unsynchronised(state.wrapped):
+            with autocast(config, ranks):
+                summed, _, _ = state.stage.loss(state.wrapped, batch.to(ranks.device))
+            auxiliary = state.stage.auxiliary(state.model)
+            (summed if auxiliary is None else summed + auxiliary).backward()
+
+    trained = sum(parameter.numel() for parameter in trainable(state.model).values())
+    reader.max_tokens_per_batch = fitting.find(
+        reader,
+        parts,
+        ranks,
+        attempt=attempt,
+        clear=lambda: state.optimizer.zero_grad(set_to_none=True),
+        reserved_bytes=0 if state.optimizer.state else 2 * FP32 * trained,
+        say=say,
+    )
+
+
 def _numbers(kept: list[list[Tensor]]) -> list[list[float]]:
     """Scalars as Python's numbers, exactly; the device is waited for once."""
     if not kept:
         return []
-    rows: list[list[float]] = (
-        torch.stack([value.double() for row in kept for value in row]).view(len(kept), -1).tolist()
-    )
+    numbers = torch.stack([value.double() for row in kept for value in row])
+    rows: list[list[float]] = numbers.view(len(kept), -1).tolist()
     return rows
 
 
