@@ -76,7 +76,13 @@ def survey(
     trained, exported, frozen = _parameters(stage, config, model)
     tokens, targets = forecast.largest_pass(samples, config)
     memory = sizes.memory(
-        model, trained=trained, frozen=frozen, tokens=tokens, targets=targets, teacher_logits=stage == "distillation"
+        model,
+        trained=trained,
+        frozen=frozen,
+        tokens=tokens,
+        targets=targets,
+        teacher_logits=stage == "distillation",
+        saves_aside=config.save_interval < forecast.last_step(config, order),
     )
     left = forecast.saves(config, order, done=before.step)
     disk = sizes.disk(trained=trained, exported=exported, saves=left, keep=config.keep_checkpoints)
