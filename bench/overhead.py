@@ -49,7 +49,7 @@ CASES = (
 )
 
 
-def measure(case: Case, folder: pathlib.Path, *, number: int, threads: int) -> dict[str, float]:
+def measure(case: Case, folder: pathlib.Path, *, number: int, threads: int, clock: str) -> dict[str, float]:
     """Seconds of each part and of whole steps, summed over the steps after the warm-up."""
     run_dir = folder / "runs" / str(number)
     flags = ["--hidden_size", case.hidden_size, "--num_hidden_layers", case.layers, "--batch_size", case.batch_size]
@@ -59,7 +59,7 @@ def measure(case: Case, folder: pathlib.Path, *, number: int, threads: int) -> d
     done = subprocess.run(
         [sys.executable, "-m", "bench.parts.timed", case.stage, *map(str, flags)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "TIMED_CLOCK": clock},
         capture_output=True,
         text=True,
         check=False,
@@ -75,6 +75,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each, in turns")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="OpenMP threads")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of the training thread, for a busy machine"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     found, failed = [], False
@@ -85,7 +88,10 @@ def main() -> int:
             samples = case.batch_size * case.accumulation * case.steps
             drawn = lengths.lengths(samples, MEDIAN, SIGMA, most=MAX_SEQ_LEN, seed=7)
             lengths.write(folder / "data.jsonl", "text", drawn)
-            runs = [measure(case, folder, number=n, threads=options.threads) for n in range(options.repeats)]
+            runs = [
+                measure(case, folder, number=n, threads=options.threads, clock=options.clock)
+                for n in range(options.repeats)
+            ]
         shares = [1 - sum(run[part] for part in PARTS) / run["period"] for run in runs]
         middle = sorted(runs, key=lambda run: run["period"])[len(runs) // 2]
         row = {"case": case.name, "loop_share": statistics.median(shares), "of": shares, "seconds": middle}

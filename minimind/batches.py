@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from minimind.shards import TARGET, Shards
 __all__ = ["Batch", "Order", "Reader", "Step", "Weigh"]
 
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(ids, flags) of positions that could be predicted -> their weights; those above zero are computed."""
+"""(ids, flags) of places that could be predicted -> their weights, each by itself; those above zero are computed."""
 
 
 TENSORS = ("ids", "select", "targets", "document", "weights")
@@ -69,6 +69,7 @@ class Reader(Samples):
         self.pack, self.max_tokens_per_batch = pack, max_tokens_per_batch
         self.joins = False
         """Whether the micro-batches of a rank's step are joined before they are split into passes."""
+        self.ids, self.flags = np.asarray(shards.ids), np.asarray(shards.targets)  # a memmap's own indexing is slow
         self.weigh: Weigh = weigh or (lambda ids, flags: flags & TARGET)
 
     def batches(self, samples: np.ndarray) -> Iterator[Batch]:
@@ -108,45 +109,37 @@ class Reader(Samples):
     def build(self, samples: np.ndarray) -> Batch:
         """One pass over these samples of the file, in their order."""
         numbers = self.documents(samples)
-        starts, lengths = self.shards.offsets[numbers], self.lengths[numbers]
-        ids = [self.shards.ids[s : s + n].astype(np.int64) for s, n in zip(starts, lengths, strict=True)]
+        lengths = self.lengths[numbers].astype(np.int64)
+        ends = np.cumsum(lengths)
+        of = np.repeat(np.arange(len(numbers)), lengths)  # (tokens,) which document
+        within = np.arange(ends[-1]) - (ends - lengths)[of]  # (tokens,) place in its document
+        at = self.shards.offsets[numbers][of] + within
+        ids = self.ids[at].astype(np.int64)
         if self.shards.kind == "wrapped":  # a text that is cut keeps its end token
-            for document, number in zip(ids, numbers, strict=True):
-                document[-1] = self.shards.ids[self.shards.offsets[number + 1] - 1]
-        flags = [self.shards.targets[s + 1 : s + n] for s, n in zip(starts, lengths, strict=True)]
-        weights = [self.weigh(document[1:], flag) for document, flag in zip(ids, flags, strict=True)]
-        inputs = [document[:-1] for document in ids]
-        width = self.max_seq_len - 1
-        steps = [len(document) for document in inputs] if self.pack else [width] * len(inputs)
-        bases = np.concatenate(([0], np.cumsum(steps[:-1]))).astype(np.int64)
-        places = [np.flatnonzero(weight) for weight in weights]
-        select = np.concatenate([base + place for base, place in zip(bases, places, strict=True)])
-        targets = np.concatenate([document[1:][place] for document, place in zip(ids, places, strict=True)])
-        document = np.repeat(np.arange(len(ids)), [len(place) for place in places])
+            ids[ends - 1] = self.ids[self.shards.offsets[numbers + 1] - 1]
+        known = np.flatnonzero(within < lengths[of] - 1)  # (places,) tokens that have a next one, which is predicted
+        following, flags = ids[known + 1], self.flags[at[known + 1]]
+        weights = self.weigh(following, flags)
+        chosen = np.flatnonzero(weights)  # (N,)
+        document = of[known]
         if self.pack:
-            row = np.concatenate(inputs)[None]
+            row, select = ids[known][None], chosen
         else:
-            row = np.zeros((len(inputs), width), np.int64)  # the padding's id is never read: causal, and no target
-            for index, document_ids in enumerate(inputs):
-                row[index, : len(document_ids)] = document_ids
+            width = self.max_seq_len - 1
+            row = np.zeros((len(numbers), width), np.int64)  # the padding's id is never read: causal, and no target
+            row[document, within[known]] = ids[known]
+            select = (document * width + within[known])[chosen]
+        widths = tuple((lengths - 1).tolist())
         return Batch(
             ids=torch.from_numpy(row),
-            lengths=tuple(_lengths(inputs)) if self.pack else None,
+            lengths=widths if self.pack else None,
             select=torch.from_numpy(select),
-            targets=torch.from_numpy(targets),
-            document=torch.from_numpy(document),
-            weights=torch.from_numpy(
-                np.concatenate([weight[place] for weight, place in zip(weights, places, strict=True)]).astype(
-                    np.float32
-                )
-            ),
-            count=sum(int((flag & TARGET).sum()) for flag in flags),
+            targets=torch.from_numpy(following[chosen]),
+            document=torch.from_numpy(document[chosen]),
+            weights=torch.from_numpy(weights[chosen].astype(np.float32)),
+            count=int((flags & TARGET).sum()),
             numbers=numbers,
-            widths=tuple(_lengths(inputs)),
-            documents=len(ids),
-            tokens=int(lengths.sum()),
+            widths=widths,
+            documents=len(numbers),
+            tokens=int(ends[-1]),
         )
-
-
-def _lengths(documents: Sequence[np.ndarray]) -> Iterator[int]:
-    return (len(document) for document in documents)

@@ -75,8 +75,8 @@ def memory(
     feed-forward; a mixture keeps the latter for each expert that a token went to), and 2 C a target (its last state and
     the gradient of it: logits exist for a few rows at a time). Distillation compares whole distributions: 5 V a target
     (both models' logits, their log-softmax, a gradient). With ``saves_aside`` a copy of the state stays in main memory
-    while it is written. Measured on CPUs it is within a factor of 2 of the resident set at its peak; autocast to 16 bits
-    takes less.
+    while it is written. Measured on CPUs it is within a factor of 2 of the resident set at its peak; autocast to 16
+    bits takes less.
     """
     chosen = max(1, config.experts_per_token + config.num_shared_experts)
     c, inner = config.hidden_size, config.intermediate_size
