@@ -109,7 +109,7 @@ def prepare(
         )
     start = starting_weights(config, stage.info)
     model = _build(config, words, None if saved and not stage.needs_start_on_resume else start)
-    stage.prepare(model)
+    stage.prepare(model, say)
     for path in stage.inputs:  # a teacher, or an adapter to start from
         refuse_other_tokenizer(words, path, vocab_size=words.vocab_size, any_tokenizer=config.any_tokenizer)
     identity = {
