@@ -93,6 +93,7 @@ class RunDir:
         self.export = self.root / "export"
         self.profile = self.root / "profile"
         self.stop = self.root / "stop"
+        self.moved = self.root / "moved.json"
         self.lock = self.root / "lock"
 
     def attempt(self, number: int) -> Path:
