@@ -92,6 +92,7 @@ class RunDir:
         self.checkpoints = self.root / "ckpt"
         self.export = self.root / "export"
         self.stop = self.root / "stop"
+        self.moved = self.root / "moved.json"
         self.lock = self.root / "lock"
 
     def attempt(self, number: int) -> Path:

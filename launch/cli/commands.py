@@ -16,6 +16,7 @@ COMMANDS = {
     "restore": ("launch.cli.versions:restore", "Get an earlier version back, verified, into a folder of its own."),
     "release-check": ("launch.cli.release:release_check", "Tell what would be lost with a host."),
     "release": ("launch.cli.release:release", "Give a host back, if nothing would be lost."),
+    "migrate": ("launch.cli.migrate:migrate", "Move from one host to another, verified, and go on there."),
     "sync-in": ("launch.cli.sync_in:sync_in", "Send data, weights and the tokenizer to a host that lacks them."),
     "ship-image": ("launch.cli.ship:ship_image", "Bring the training image to hosts, sending only what they lack."),
     "image": ("launch.cli.image:image", "Verify, list or remove training images on a host."),

@@ -9,9 +9,11 @@ import click
 from launch.cli import following, session
 from launch.cli.run import Ranks
 from launch.errors import Exit, LaunchError
+from launch.inventory import Inventory
 from launch.runs import control
 from launch.runs.find import resolve
-from launch.transport import connect
+from launch.runs.observe import Run
+from launch.transport import Transport, connect
 from launch.ui import paragraph
 
 
@@ -27,13 +29,12 @@ def resume(run: str, host: str | None, nproc: int | None, detach: bool, as_json:
     if host:
         known.host(host)
     with ExitStack() as stack:
-        transport, found = resolve(run, known, stack, warn=paragraph)
+        transport, found = _on(host, run, known, stack) or resolve(run, known, stack, warn=paragraph)
         if host and host != found.host:
             raise LaunchError(
                 f"{found.run_id} lies on {found.host}, not on {host}",
-                why="its checkpoints are there, and moving a run is not built yet",
-                remedy=f"resume it on {found.host}; or `launch sync-out --host {found.host}` and start a new run on "
-                f"{host} from its weights",
+                why="its checkpoints are there",
+                remedy=f"resume it on {found.host}; or move to {host}: launch migrate {found.host} {host}",
                 code=Exit.REFUSED,
             )
         here = stack.enter_context(connect(known.host("local"), known))
@@ -50,3 +51,15 @@ def resume(run: str, host: str | None, nproc: int | None, detach: bool, as_json:
             return 0
         session.terminal.say(f"{resumed.run_id} on {resumed.host}, attempt {resumed.state.attempt}")
         return following.follow_run(stack, known, transport, resumed, as_json=as_json)
+
+
+def _on(host: str | None, run: str, known: Inventory, stack: ExitStack) -> tuple[Transport, Run] | None:
+    """The run on that host: a run that was moved lies on two. None when it is not there, or no host was said."""
+    if host is None:
+        return None
+    try:
+        return resolve(run, known, stack, host=host, warn=paragraph)
+    except LaunchError as error:
+        if error.code != Exit.INVALID:
+            raise
+        return None

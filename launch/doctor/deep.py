@@ -48,6 +48,14 @@ def examine(site: Site, *, nproc: int | None) -> list[Check]:
     return checks
 
 
+def allreduce(site: Site, *, ranks: int) -> Check:
+    """Let so many ranks compute a sum together. The environment must be there already; nothing of the test stays."""
+    executor = choose(site.host, site.facts).name
+    provided = environment.provide(executor, site).environment
+    tried = _Tried(site=site, environment=provided, executor=executor, ranks=ranks)
+    return _allreduce(tried.run(selftest.allreduce(tried.python, ranks=ranks)), ranks, site.host.name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Tried:
     site: Site

@@ -114,7 +114,7 @@ def resume(
             remedy=f"follow it with `launch logs -f {run.run_id}`, or stop it first with `launch stop {run.run_id}`",
             code=Exit.REFUSED,
         )
-    spec, transport, executor, root = _spec(run), ends.host, _executor(run), run.root
+    spec, transport, executor, root = spec_of(run), ends.host, _executor(run), run.root
     hand = secrets(spec.secret_names)
     wanted = Environment(image_id=spec.image_digest, lock_hash=spec.lock_hash, code_hash=spec.code_hash)
     site, _ = ends.visit((), wanted)
@@ -152,7 +152,12 @@ def _again(transport: Transport, run: Run) -> Run:
     )
 
 
-def _spec(run: Run) -> RunSpec:
+def spec_of(run: Run) -> RunSpec:
+    """The run's spec.
+
+    Raises:
+        LaunchError: INVALID when its spec.json is none.
+    """
     try:
         return RunSpec.from_json(json.dumps(dict(run.spec)).encode())
     except RunError as error:

@@ -64,14 +64,15 @@ def resolve(
         if sight.error:
             warn(sight.error)
     found = [(sight.transport, run) for sight in sights if sight.transport for run in sight.runs]
-    fitting = matches([run for _, run in found], wanted)
+    fitting = matches(latest([run for _, run in found]), wanted)
     if len(fitting) == 1:
         return next((transport, run) for transport, run in found if run is fitting[0])
     if fitting:
+        places = len({run.run_id for run in fitting}) == 1
         raise LaunchError(
             f"{wanted!r} fits {len(fitting)} runs",
-            why=", ".join(run.run_id for run in fitting[-8:]),
-            remedy="give more of the id",
+            why=", ".join(f"{run.run_id} on {run.host}" if places else run.run_id for run in fitting[-8:]),
+            remedy="say --host NAME" if places else "give more of the id",
             code=Exit.USAGE,
         )
     unseen = [sight.host.name for sight in sights if sight.error]
@@ -84,6 +85,14 @@ def resolve(
     )
 
 
+def latest(runs: Sequence[Run]) -> list[Run]:
+    """Of a run that was moved, and so lies on several hosts, the one that went on."""
+    attempts: dict[str, int] = {}
+    for run in runs:
+        attempts[run.run_id] = max(attempts.get(run.run_id, 0), run.state.attempt)
+    return [run for run in runs if run.state.attempt == attempts[run.run_id]]
+
+
 def matches(runs: Sequence[Run], wanted: str) -> list[Run]:
     """The runs that ``wanted`` may mean: exactly one for an id, a name or ``last``, several for a short prefix."""
     ordered = sorted(runs, key=lambda run: run.run_id)
@@ -91,6 +100,7 @@ def matches(runs: Sequence[Run], wanted: str) -> list[Run]:
     if exact:
         return exact
     if wanted == LAST:
-        return ordered[-1:]
+        return [run for run in ordered if run.run_id == ordered[-1].run_id]
     named = [run for run in ordered if run.name == wanted]
-    return named[-1:] or [run for run in ordered if wanted and run.run_id.startswith(wanted)]
+    begun = [run for run in ordered if wanted and run.run_id.startswith(wanted)]
+    return [run for run in named if run.run_id == named[-1].run_id] or begun

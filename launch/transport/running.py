@@ -52,7 +52,7 @@ class Running(abc.ABC):
 
     def _feed(self, stdin: Iterable[bytes]) -> None:
         source = iter(stdin)
-        with contextlib.suppress(OSError):  # it wants no more: its exit code says whether that is right
+        with contextlib.suppress(OSError, EOFError):  # it wants no more, or the link broke: its exit code tells
             while data := self._next(source):
                 self.write(data)
         with contextlib.suppress(OSError):

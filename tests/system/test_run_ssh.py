@@ -60,7 +60,9 @@ def test_a_broken_line_17_ends_in_exit_6_and_names_the_line(home):
     assert len(list((home.root / "inputs").glob("*/broken.jsonl"))) == 1
 
 
-@pytest.mark.parametrize("moment", ["as soon as it is started", "while it is followed"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("as soon as it is started", marks=pytest.mark.soak), "while it is followed"]
+)
 def test_a_killed_launcher_leaves_the_run_going_and_another_folder_follows_it_byte_for_byte(home, tmp_path, moment):
     launcher = launching.start(home, "run", "pretrain", "--host", "gpu8", "--", *TRAIN, "--epochs", "12")
     (run_dir,) = wait_for(lambda: [d for d in run_dirs(home) if (d / "handle.json").exists()])

@@ -165,7 +165,7 @@ def cut_and_repeat(home, far, image_id: str, *, offset: int, side: str) -> None:
     assert far.image_id(f"{NAME}:1") == image_id
 
 
-@pytest.mark.parametrize("side", ["laptop", "host"])
+@pytest.mark.parametrize("side", ["laptop", pytest.param("host", marks=pytest.mark.soak)])
 def test_a_killed_shipment_goes_on_where_it_ended(home, far, images, side):
     cut_and_repeat(home, far, images[0], offset=random.Random(side).randrange(1 << 20, 6 << 20), side=side)
 

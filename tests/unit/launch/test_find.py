@@ -1,6 +1,8 @@
 """What the user types for a run, and what `last`, names and beginnings of ids mean."""
 
-from launch.runs.find import matches
+import dataclasses
+
+from launch.runs.find import latest, matches
 from launch.runs.observe import Run
 from minimind.rundir import RunState, State
 
@@ -36,6 +38,16 @@ def test_a_beginning_means_every_run_that_begins_so():
     assert ids("20260101") == ["0002"]
     assert ids("20260102-03") == ["aaaa", "aabb"]
     assert ids("2027") == [] and ids("") == []
+
+
+def test_of_a_run_that_lies_on_two_hosts_the_one_with_more_attempts_is_meant():
+    left = dataclasses.replace(RUNS[0], host="old", state=RunState(state=State.STOPPED, attempt=1))
+    gone_on = dataclasses.replace(RUNS[0], host="new", state=RunState(state=State.RUNNING, attempt=2))
+    for wanted in (left.run_id, "last", "x", "2026"):
+        assert matches(latest([left, gone_on]), wanted) == [gone_on]
+    undecided = [left, dataclasses.replace(left, host="new")]
+    for wanted in (left.run_id, "last", "x"):
+        assert matches(latest(undecided), wanted) == undecided
 
 
 def test_the_root_is_found_from_the_run_directory():

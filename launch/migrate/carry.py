@@ -1,0 +1,264 @@
+"""The steps that move bytes: data by way of here, everything that was made home, from there to the target, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.errors import Exit, LaunchError
+from launch.migrate import cargo
+from launch.migrate.move import Data, Move, goes_on, unfinished
+from launch.migrate.survey import data_now, refuse_foreign
+from launch.release import check
+from launch.runs.observe import observe
+from launch.sync import sync_out
+from launch.sync.courier import Courier
+from launch.sync.listing import list_again
+from launch.sync.store import Store
+from launch.sync.trip import records
+from minimind.durable import sha256_file
+from minimind.rundir import RunSpec
+
+
+class Carrying:
+    """Whether names that were given on the target are still there is seen by their lengths."""
+
+    def __init__(self, move: Move) -> None:
+        self._move = move
+
+    def _still_there(self, items: Sequence[Mapping[str, Any]]) -> bool:
+        paths = {str(item["target"]).lstrip("/"): int(item["bytes"]) for item in items}
+        now = list_again(self._move.target, "/", paths)
+        return all(path in now and now[path].length_bytes == length for path, length in paths.items())
+
+    def _send(self, items: Sequence[cargo.Item]) -> int:
+        move = self._move
+        there = move.upload.there(items)
+        refuse_foreign(move, items, there)  # once more: it may have begun something of its own meanwhile
+        move.journal.sending({item.target: item.sha256 for item in items})
+        return move.upload.bring(items, there)
+
+
+class SendData(Carrying):
+    """Data sets and what the moved runs read; what home lacks comes here first, into the spool."""
+
+    name = "data"
+    what = "data sets and other files that runs read"
+
+    def done(self) -> bool:
+        """Written down, and there."""
+        journal = self._move.journal
+        return self.name in journal and self._still_there(journal.facts(self.name)["items"])
+
+    def run(self) -> Mapping[str, Any]:
+        """The spool goes once everything is verified on the target."""
+        move = self._move
+        data = data_now(move)
+        fetched_bytes = self._fetch([one for one in data if one.local is None])
+        items = [one.item(move.journal.spool) for one in data]
+        return {
+            "fetched_bytes": fetched_bytes,
+            "sent_bytes": self._send(items),
+            "items": [_told(item) for item in items],
+        }
+
+    def _fetch(self, wanted: Sequence[Data]) -> int:
+        move = self._move
+        spool = move.journal.spool
+        missing = {one.file.sha256: one.file for one in wanted if not _holds(spool / one.file.sha256, one)}
+        if not missing:
+            return 0
+        store = Store(spool, stamp="data")
+        torn = []
+        total_bytes = sum(file.length_bytes for file in missing.values())
+        with store.locked():
+            courier = Courier(move.source, move.inventory, "/", store, move.voice)
+            with move.voice.moving(f"data of {move.asked.source.name} -> {spool}", total_bytes) as moved:
+                for group in courier.bring(list(missing.values()), moved):
+                    for file, whole in group:
+                        if whole:
+                            store.place(store.part(file.sha256), file.sha256, file.sha256, move=True)
+                        else:
+                            torn.append(f"/{file.path}")
+                    store.settle()
+        if torn:
+            raise LaunchError(
+                f"{move.asked.source.name} keeps changing {', '.join(torn[:5])}",
+                why="other bytes came than were hashed there a moment ago",
+                remedy="wait until it is finished, then run the same command again",
+                code=Exit.NOT_VERIFIED,
+            )
+        return total_bytes
+
+
+def _holds(path: Path, one: Data) -> bool:
+    return path.is_file() and path.stat().st_size == one.file.length_bytes and sha256_file(path) == one.file.sha256
+
+
+class Save(Carrying):
+    """Everything that was made on the source is here, hashed on both sides."""
+
+    name = "save"
+    what = "out/ and runs/ come home, verified"
+
+    def done(self) -> bool:
+        """Written down, and here; a file that another sync replaced since is brought again."""
+        facts = self._move.journal.facts(self.name)
+        return bool(facts) and all(_length(self._move.home / f["path"]) == f["bytes"] for f in facts["files"])
+
+    def run(self) -> Mapping[str, Any]:
+        """A sync-out, and the comparison of release-check; and the choice of what moves."""
+        move = self._move
+        runs = observe(move.source)
+        report = sync_out(
+            move.source,
+            move.inventory,
+            folder=move.home,
+            run_id=None,
+            voice=move.voice,
+            now_utc=move.now_utc(),
+            checkpoints_count=True,
+        )
+        findings = check(move.source, move.inventory, folder=move.home, voice=move.voice, look_elsewhere=False)
+        ours = ("launch sync-out", "launch ps", "launch stop")  # the others' repair is the user's to choose
+        lacking = [gap for gap in findings.gaps if gap.repair.startswith(ours)]
+        for gap in findings.gaps:
+            if gap not in lacking:
+                move.voice.say(f"{move.asked.source.name}: {gap.path}: {gap.why}")
+        if lacking:
+            raise LaunchError(
+                f"{len(lacking)} thing(s) of {move.asked.source.name} are not safe at home",
+                why="; ".join(f"{gap.path}: {gap.why}" for gap in lacking[:5]),
+                remedy="run the same command again",
+                code=Exit.NOT_VERIFIED,
+            )
+        moved = [run.run_id for run in unfinished(runs, report.files)]
+        on = goes_on(runs, moved, move.journal.stopped)
+        newest = max((run.run_id for run in runs), default=None)
+        return {
+            "fetched_bytes": report.fetched_bytes,
+            "files": records(report.files),
+            "moved": moved,
+            "goes_on": on,
+            "attempts": {run.run_id: run.state.attempt for run in runs},
+            "newest": newest,
+            "stays": [run.run_id for run in runs if run.run_id not in moved],
+            "remarks": [f"{gap.path}: {gap.why}" for gap in findings.gaps if gap not in lacking],
+        }
+
+
+def _length(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else None
+
+
+def original_spec(move: Move, run_id: str) -> bytes:
+    """spec.json of a run as it came from the source.
+
+    Raises:
+        LaunchError: NOT_VERIFIED when the copy here is another one.
+    """
+    name = f"runs/{run_id}/spec.json"
+    wanted = {f["path"]: f["sha256"] for f in move.journal.facts("save")["files"]}
+    path = move.home / name
+    if name not in wanted or not path.is_file() or sha256_file(path) != wanted[name]:
+        move.journal.forget("save")
+        raise LaunchError(
+            f"{path} is not what came from {move.asked.source.name}",
+            why="it was changed here, or another sync brought another one",
+            remedy="run the same command again: it is brought once more",
+            code=Exit.NOT_VERIFIED,
+        )
+    return path.read_bytes()
+
+
+def spec_on_target(move: Move, run_id: str) -> RunSpec:
+    """A moved run's spec for the target."""
+    spec = cargo.spec_of(original_spec(move, run_id), run_id)
+    provided, executor = move.provided(move.site())
+    return move.rebased(spec, provided, executor)
+
+
+def to_send(move: Move) -> list[cargo.Item]:
+    """out/ and the moved runs, with the texts that are made for the target."""
+    facts = move.journal.facts("save")
+    items = cargo.of_home(facts["files"], move.home, move.target_root, facts["moved"])
+    for run_id in facts["moved"]:
+        folder, before = f"{move.target_root}/runs/{run_id}", move.home / "runs" / run_id / cargo.MOVED
+        text = original_spec(move, run_id)
+        told = cargo.history(
+            before.read_bytes() if before.is_file() else b"",
+            source=move.asked.source.name,
+            source_root=move.source_root,
+            at_utc=str(move.journal.began_at),
+            spec=text,
+        )
+        items.append(cargo.written(f"{folder}/{cargo.MOVED}", told))
+        items.append(cargo.written(f"{folder}/spec.json", spec_on_target(move, run_id).to_json(), mode="444"))
+    return items
+
+
+class Send(Carrying):
+    """From the copy at home to the target."""
+
+    name = "send"
+    what = "out/, the tokenizer and the unfinished runs go to the target"
+
+    def done(self) -> bool:
+        """Written down, and there."""
+        journal = self._move.journal
+        return self.name in journal and self._still_there(journal.facts(self.name)["items"])
+
+    def run(self) -> Mapping[str, Any]:
+        """A run's spec.json goes last: without it nobody takes the directory for a run that can go on."""
+        move = self._move
+        facts = move.journal.facts("save")
+        _refuse_runs_that_went_on(move, facts)
+        items = to_send(move)
+        specs = [item for item in items if item.mode == "444"]
+        sent_bytes = self._send([item for item in items if item.mode != "444"]) + self._send(specs)
+        return {"sent_bytes": sent_bytes, "items": [_told(item) for item in items], "runs": facts["moved"]}
+
+
+def _refuse_runs_that_went_on(move: Move, facts: Mapping[str, Any]) -> None:
+    before = facts["attempts"]
+    for run in observe(move.target):
+        if run.run_id in facts["moved"] and run.state.attempt > before[run.run_id]:
+            raise LaunchError(
+                f"{run.run_id} has gone on on {move.asked.target.name}",
+                why=f"it is at attempt {run.state.attempt} there, and came with {before[run.run_id]}",
+                remedy=f"launch resume {run.run_id} --host {move.asked.target.name}",
+                code=Exit.REFUSED,
+            )
+
+
+class Verify(Carrying):
+    """Everything that was sent, hashed anew on the target."""
+
+    name = "verify"
+    what = "a fresh sha256 on the target of all that was sent"
+
+    def done(self) -> bool:
+        """Written down; a step before it that had to be repeated takes that back."""
+        return self.name in self._move.journal
+
+    def run(self) -> Mapping[str, Any]:
+        """What differs makes the steps that sent it undone."""
+        move = self._move
+        items = [*move.journal.facts("data")["items"], *move.journal.facts("send")["items"]]
+        expected = [cargo.Item(target=i["target"], sha256=i["sha256"], length_bytes=i["bytes"]) for i in items]
+        there = move.upload.there(expected)
+        wrong = [item.target for item, digest in zip(expected, there, strict=True) if digest != item.sha256]
+        if wrong:
+            move.journal.forget("data", "send")
+            raise LaunchError(
+                f"{len(wrong)} of {len(expected)} files on {move.asked.target.name} are not what was sent",
+                why=f"another sha256: {', '.join(wrong[:5])}",
+                remedy="run the same command again: they are sent once more; if it happens again, check its disk",
+                code=Exit.NOT_VERIFIED,
+            )
+        return {"files": len(expected), "bytes": sum(item.length_bytes for item in expected)}
+
+
+def _told(item: cargo.Item) -> dict[str, Any]:
+    return {"target": item.target, "sha256": item.sha256, "bytes": item.length_bytes}

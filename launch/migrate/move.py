@@ -1,0 +1,228 @@
+"""What the steps of a move share: two hosts, this laptop, what was asked for, and what has been done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from launch import environment
+from launch.errors import Exit, LaunchError
+from launch.executors import Environment, choose
+from launch.facts import HostFacts
+from launch.inventory import Host, Inventory
+from launch.migrate import cargo
+from launch.migrate.journal import Journal
+from launch.migrate.upload import Upload
+from launch.runs import control
+from launch.runs.observe import Run
+from launch.runs.start import Ends, Laptop, Request
+from launch.secrets import Secret
+from launch.sync.listing import RemoteFile, hashed, list_again, list_files
+from launch.transport import Transport, host_path
+from launch.voice import Voice
+from minimind.durable import sha256_file
+from minimind.rundir import RunSpec, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user asked for. ``stage`` None goes on with the interrupted run; ``nproc`` None is one rank a GPU."""
+
+    source: Host
+    target: Host
+    stage: str | None
+    flags: tuple[str, ...]
+    nproc: int | None
+    wait: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """What must be the same when a move is taken up again."""
+        return {
+            "from": f"{self.source.name} {self.source.root}",
+            "to": f"{self.target.name} {self.target.root}",
+            "run": self.stage,
+            "flags": list(self.flags),
+            "nproc": self.nproc,
+            "wait": self.wait,
+        }
+
+
+class Move:
+    """Hosts are connected to when a step needs them: after ``save`` the source may be gone."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        *,
+        inventory: Inventory,
+        connect: Callable[[Host], Transport],
+        ends: Callable[[Transport], Ends],
+        laptop: Laptop,
+        request: Callable[[Host, str, tuple[str, ...], int | None], Request],
+        secrets: Callable[[Sequence[str]], Mapping[str, Secret]],
+        voice: Voice,
+        journal: Journal,
+        now_utc: Callable[[], str],
+    ) -> None:
+        self.asked, self.inventory, self.laptop, self.voice, self.journal = asked, inventory, laptop, voice, journal
+        self.request, self.secrets, self.now_utc = request, secrets, now_utc
+        self._connect, self._ends = connect, ends
+
+    @cached_property
+    def source(self) -> Transport:
+        """The host to leave."""
+        return self._connect(self.asked.source)
+
+    @cached_property
+    def target(self) -> Transport:
+        """The host to go to."""
+        return self._connect(self.asked.target)
+
+    @cached_property
+    def ends(self) -> Ends:
+        """The target and this machine."""
+        return self._ends(self.target)
+
+    def ends_of_source(self) -> Ends:
+        """The source and this machine."""
+        return self._ends(self.source)
+
+    @cached_property
+    def source_root(self) -> str:
+        """Absolute; as it was found when the move began."""
+        told = self.journal.facts("check").get("source_root")
+        return str(told) if told else host_path(self.source, self.asked.source.root)
+
+    @cached_property
+    def target_root(self) -> str:
+        """Absolute."""
+        return host_path(self.target, self.asked.target.root)
+
+    @property
+    def home(self) -> Path:
+        """Where the copies are."""
+        return self.inventory.home
+
+    @cached_property
+    def upload(self) -> Upload:
+        """Names on the target."""
+        return Upload(self.target, self.target_root, self.voice)
+
+    def site(self) -> environment.Site:
+        """The target as it is now."""
+        return self.ends.visit(())[0]
+
+    def ranks(self, facts: HostFacts, spec: RunSpec | None) -> int:
+        """How many ranks there will be: those asked for, else one a GPU, else as many as the run had.
+
+        Raises:
+            LaunchError: HOST_NOT_READY when the target has fewer GPUs.
+        """
+        host = self.asked.target
+        gpus = min(len(facts.gpus), host.gpus) if host.gpus is not None else len(facts.gpus)
+        if gpus and self.asked.nproc and self.asked.nproc > gpus:
+            raise LaunchError(
+                f"{host.name} has {gpus} GPU(s) to use, {self.asked.nproc} ranks were asked for",
+                why="each rank needs a GPU of its own",
+                remedy=f"say --nproc {gpus}",
+                code=Exit.HOST_NOT_READY,
+            )
+        return self.asked.nproc or gpus or (spec.nproc if spec else 1)
+
+    def rebased(self, spec: RunSpec, provided: Environment, executor: str) -> RunSpec:
+        """A moved run's spec as the target is to have it."""
+        return cargo.at_home_on(
+            cargo.rebase(spec, self.source_root, self.target_root).spec,
+            executor=executor,
+            environment=provided,
+            commit=self.laptop.commit,
+            dirty_hash=self.laptop.dirty_hash,
+        )
+
+    def provided(self, site: environment.Site) -> tuple[Environment, str]:
+        """What the target trains with, and the name of its executor."""
+        executor = choose(self.asked.target, site.facts).name
+        return environment.provide(executor, site).environment, executor
+
+
+class Step(Protocol):
+    """One step of a move."""
+
+    name: str
+    what: str
+
+    def done(self) -> bool:
+        """Whether nothing is left to do, by what was written down and a cheap look."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Do it, or what is left of it; gives the facts to write down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is tried and then goes on: a spec as the target has it, and its ranks."""
+
+    spec: RunSpec
+    nproc: int
+    environment: Environment
+    run_dir: str
+
+
+def unfinished(runs: Sequence[Run], files: Sequence[RemoteFile]) -> list[Run]:
+    """The runs that can go on: alive, or ended before their end with a checkpoint among the files; oldest first."""
+    saved = {file.path.split("/")[1] for file in files if file.checkpoint}
+    return [
+        run
+        for run in runs
+        if run.state.state not in (State.SUCCEEDED, State.PREPARED)
+        and (run.run_id in saved or not run.state.state.ended)
+    ]
+
+
+def goes_on(runs: Sequence[Run], moved: Sequence[str], stopped: Sequence[str]) -> str | None:
+    """The run that goes on by itself: the newest one that the move stopped, else the newest of all if it is moved."""
+    if mine := [run_id for run_id in stopped if run_id in moved]:
+        return max(mine)
+    newest = max((run.run_id for run in runs), default=None)
+    return newest if newest in moved else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A file that is not in out/ or runs/: its name on the target, and its content on the source and here."""
+
+    file: RemoteFile
+    target: str
+    local: Path | None
+
+    def item(self, spool: Path) -> cargo.Item:
+        """What to send."""
+        local = self.local or spool / self.file.sha256
+        return cargo.Item(target=self.target, sha256=self.file.sha256, length_bytes=self.file.length_bytes, local=local)
+
+
+def data_of(move: Move, runs: Sequence[Run]) -> tuple[list[Data], list[str]]:
+    """Data sets and what the runs read, hashed on the source and looked for here; and what had to be left there.
+
+    ``file.path`` is below ``/``. Raises LaunchError when the host cannot be asked.
+    """
+    source, root = move.source, move.source_root
+    names = {f"{root}/{file.path}": None for file in list_files(source, root, ["dataset"]).files if cargo.is_data(file)}
+    targets = {path: f"{move.target_root}{path.removeprefix(root)}" for path in names}
+    for run in runs:
+        spec = control.spec_of(run)
+        targets |= {read.source: read.target for read in cargo.rebase(spec, root, move.target_root).reads}
+    listed = list_again(source, "/", [path.lstrip("/") for path in targets])
+    files = {f"/{file.path}": file for file in hashed(source, "/", listed.values())}
+    left = [path for path in targets if path not in files]
+    found = []
+    for path, file in files.items():
+        here = move.home / path.removeprefix(f"{root}/") if path.startswith(f"{root}/") else None
+        here = Path(path) if move.asked.source.ssh is None else here
+        same = here is not None and here.is_file() and here.stat().st_size == file.length_bytes
+        local = here if here is not None and same and sha256_file(here) == file.sha256 else None
+        found.append(Data(file=file, target=targets[path], local=local))
+    return found, left
