@@ -357,7 +357,7 @@ def test_all_ships_to_every_host_that_has_an_engine_and_one_that_is_gone_stops_n
         )
         toml.write_text("".join(more) + toml.read_text())
         known.write_text(known.read_text() + bare.known_hosts())
-        done = home.launch("ship-image", "--all", "--image", f"{NAME}:1", "--json")
+        done = home.launch("ship-image", "--all", "--image", f"{NAME}:1", "--json", timeout=300)
     finally:
         bare.stop()
     told = {row["host"]: row for row in json.loads(done.stdout)}
