@@ -28,7 +28,7 @@ class Continue:
         self._move = move
 
     def done(self) -> bool:
-        """Written down. An attempt that a killed launcher started, and that appears late, is for :meth:`run` to find."""
+        """Written down. What a killed launcher started, and that shows late, is for :meth:`run` to find."""
         return self.name in self._move.journal
 
     def happened(self) -> Run | None:
