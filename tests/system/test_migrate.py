@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from launch.errors import Exit, LaunchError
+from launch.migrate.finish import Continue
 from launch.migrate.prepare import Stop
 from launch.migrate.survey import refuse_without_room
 from tests.support import corpus, launching, moving
@@ -143,6 +144,20 @@ def test_hosts_that_are_one_place_and_flags_without_a_stage_are_wrong_usage(host
     assert flags.returncode == Exit.USAGE and "--run STAGE" in flags.stderr
     unknown = hosts.launch("migrate", "old", "elsewhere")
     assert unknown.returncode == Exit.INVALID
+
+
+def test_a_start_that_shows_late_is_found_and_neither_repeated_nor_forgotten(hosts):
+    with moving.in_process(hosts) as (move, _), move.journal.locked():
+        moving.copy_root(hosts.old_root, hosts.new_root)
+        (hosts.run_dir / "attempts" / "2").mkdir()  # of a launcher that was killed as it sent the start
+        move.journal.begin(move.asked.to_dict(), now_utc="20260101T000000Z", again=False)
+        move.journal.intend(run_id=RUN, attempt=1)
+        step = Continue(move)
+        assert not step.done(), "else nobody would write down which run goes on"
+        before = contents(hosts.new_root)
+        found = step.run()
+        assert (found["run_id"], found["attempt"]) == (RUN, 2)
+        assert contents(hosts.new_root) == before
 
 
 @pytest.mark.soak
