@@ -104,7 +104,7 @@ class Link:
 class Contest:
     """The far side's files, and the commands that bring them to a folder each."""
 
-    def __init__(self, folder: pathlib.Path, link: Link, server: sshd.Sshd, megabytes: int) -> None:
+    def __init__(self, folder: pathlib.Path, link: Link, server: sshd.Sshd, megabytes: int, tools: list[str]) -> None:
         self.folder, self.link = folder, link
         self.home = conftest.make_ssh_home(folder, server)
         for name in ("launch.toml", "launch.known_hosts"):
@@ -122,7 +122,8 @@ class Contest:
         options = f"-F /dev/null -i {server.user_key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
         options += " -o LogLevel=ERROR"
         port, key = str(server.port), str(server.user_key)
-        flags = ["--sftp-host", THERE, "--sftp-port", port, "--sftp-user", user, "--sftp-key-file", key]
+        flags = ["--sftp-disable-hashcheck"]  # else a login shell for every file, minutes in all
+        flags += ["--sftp-host", THERE, "--sftp-port", port, "--sftp-user", user, "--sftp-key-file", key]
         self.tools = {
             "rsync -a": ["rsync", "-a", "-e", f"ssh {options} -p {port}", f"{user}@{THERE}:{self.root}/", "TO"],
             "scp -r": ["scp", "-qr", *options.split(), "-P", port, f"{user}@{THERE}:{self.root}/.", "TO"],
@@ -132,6 +133,7 @@ class Contest:
         }
         if shutil.which("rclone") is None:
             del self.tools["rclone"]
+        self.tools = {tool: argv for tool, argv in self.tools.items() if tool.split()[0] in (*tools, "launch")}
         self.do("launch", "warm", "--dry-run")  # bytecode
 
     def start(self, tool: str, to: str, *more: str) -> subprocess.Popen:
@@ -209,6 +211,7 @@ def print_row(row: dict, total_bytes: int) -> None:
     )
 
 
+TOOLS = ["rsync", "scp", "rclone", "paramiko"]
 MEASURED = ("first", "nothing new", "one changed", "rest")
 
 
@@ -216,6 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--links", nargs="+", default=["200mbit", "plain"], help="`plain`, or a rate as tc spells it")
     parser.add_argument("--megabytes", type=int, default=200, help="what the host has, in about 500 files")
+    parser.add_argument("--tools", nargs="+", default=TOOLS, choices=TOOLS, help="what is measured beside launch")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     lacking = [tool for tool in ("ip", "tc", "rsync", "scp") if shutil.which(tool) is None]
@@ -227,7 +231,7 @@ def main() -> int:
         folder = pathlib.Path(name)
         server = sshd.start(folder / "server", address=THERE, netns=SPACE, options="Subsystem sftp internal-sftp")
         try:
-            contest = Contest(folder, link, server, options.megabytes)
+            contest = Contest(folder, link, server, options.megabytes, options.tools)
             load = os.getloadavg()[0]
             print(f"{contest.total_bytes / 1e6:.0f} MB in {len(tree(contest.root))} files; load {load:.1f}")
             rows = question(contest, link, [None if link == "plain" else link for link in options.links])
