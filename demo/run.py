@@ -166,7 +166,7 @@ class Demo:
         lines = len((self.folder / "dataset" / job.data).read_bytes().splitlines())
         flags = [*job.flags(), *(("--max_steps", str(QUICK_STEPS)) if self.quick else ())]
         total = QUICK_STEPS if self.quick else job.steps(lines)
-        words = ["run", job.stage, "--host", "local", "--nproc", str(NPROC), "--", *flags]
+        words = ["run", job.stage, "--host", "local", "--nproc", str(1 if self.quick else NPROC), "--", *flags]
         self.say(f"$ launch {shlex.join(words)}")
         before, began = self.run_dirs(job.stage), time.monotonic()
 

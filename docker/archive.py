@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -104,6 +105,24 @@ def diff_ids(config: bytes) -> list[str]:
     return found
 
 
+def is_it(told: Mapping[str, Any] | None, config: bytes) -> bool:
+    """Whether what an engine tells of an image is the image of this configuration.
+
+    Some stores name an image by its configuration and some by a manifest of their own making; then its layers, labels
+    and settings are compared.
+    """
+    if told is None:
+        return False
+    wanted = json.loads(config)
+    same = ("User", "Env", "Entrypoint", "WorkingDir", "Labels", "Healthcheck")
+    settings = all(told["Config"].get(key) == wanted["config"].get(key) for key in same)
+    return told["Id"] == image_id(config) or (
+        any(name.endswith(f"@{told['Id']}") for name in told.get("RepoDigests") or ())
+        and told["RootFS"]["Layers"] == wanted["rootfs"]["diff_ids"]
+        and settings
+    )
+
+
 def load(client: str, config: bytes, tag: str, layers: Mapping[str, Layer]) -> bool:
     """Load an image; layers that are not given are those that the engine has. False when the engine refuses."""
     command = [client, "load", "--quiet"]
@@ -146,10 +165,12 @@ def saved_layers(client: str, reference: str, folder: Path) -> dict[str, Layer]:
                 if data is None or member.name.endswith(".json"):
                     continue
                 path, digest = folder / f"saved-{number}.tar", hashlib.sha256()
+                packed = data.peek(2).startswith(b"\x1f\x8b")  # some stores keep layers as a registry gave them
+                plain = gzip.GzipFile(fileobj=data) if packed else data
                 with open(path, "wb") as file:
-                    while block := data.read(1 << 20):
+                    while block := plain.read(1 << 20):
                         digest.update(block)
                         file.write(block)
                 diff_id = f"sha256:{digest.hexdigest()}"
-                found[diff_id] = Layer(path=path, diff_id=diff_id, bytes=member.size)
+                found[diff_id] = Layer(path=path, diff_id=diff_id, bytes=path.stat().st_size)
     return found

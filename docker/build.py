@@ -189,10 +189,16 @@ def build_image(recipe: Recipe) -> None:
         made = {label: recipe.make(label, Path(folder)) for label in recipe.keys if label not in known}
         config = recipe.config(known | {label: layer.diff_id for label, layer in made.items()})
         wanted = archive.image_id(config)
-        if (inspect(recipe.client, recipe.tag) or {}).get("Id") == wanted:
+        if archive.is_it(inspect(recipe.client, recipe.tag), config):
             print(f"{recipe.tag} is up to date")
         else:
             load(recipe, config, {layer.diff_id: layer for layer in made.values()}, Path(folder))
+            if not archive.is_it(inspect(recipe.client, recipe.tag), config):
+                raise CannotBuild(
+                    f"the engine has another image as {recipe.tag} than it was given",
+                    why="its layers or labels differ from what was loaded",
+                    remedy=f"{recipe.client} rmi {recipe.tag}, then run the same again",
+                )
             keep(recipe.folder / "parts", config, made.get(CODE_LABEL))
             print(f"{recipe.tag} is ready: {wanted}")
     describe(recipe, config)

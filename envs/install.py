@@ -61,6 +61,11 @@ NAMED_HASH = re.compile(r"^# (torch-\S+\.whl) sha256:([0-9a-f]{64})$", re.MULTIL
 WHEEL = re.compile(r"torch-(?P<version>[^-]+)-cp(?P<python>\d+)-cp\d+-(?P<platform>.+)\.whl")
 TORCH_ENTRY = re.compile(r"(^# torch-\S+\.whl sha256:.*\n)*^torch==(?P<version>[^ \\]+).*\n(?:    .*\n)*", re.MULTILINE)
 INSTALL = ("install", "--no-compile")  # compiling everything takes longer than compiling what is ever imported
+IMPORTED = (
+    *("click", "docker", "fabric", "jinja2", "numpy", "paramiko", "rich", "tokenizers", "torch", "torch._dynamo"),
+    *("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.run", "torch.nn.parallel"),
+    *("minimind.__main__", "minimind.loop", "launch.cli"),
+)
 BRING_PIP = "Debian and Ubuntu: apt install python3-venv; elsewhere bring a wheel of pip with --pip-wheel"
 KEPT_IN_ISOLATION = (
     "PIP_CERT",
@@ -509,7 +514,25 @@ def make_venv(venv: Path, options: argparse.Namespace, steps: Steps) -> None:
             arguments = ["--no-deps", "--no-index", "--no-build-isolation", "--editable", str(editable)]
             pip.run(f"{editable.name} itself, editable", ["install", *arguments])
         pip.run("nothing is missing and nothing disagrees", ["check"])
+        with steps.step("bytecode of what is imported"):
+            _compile(place / "bin" / "python")
         wanted.record(place / marker.name)
+
+
+def _compile(python: Path) -> None:
+    """Import once what is imported always, with bytecode kept: container images often forbid Python to keep it.
+
+    Nothing depends on it, so an environment of fewer packages, or a disk that just became full, is no error here.
+    """
+    script = (
+        "import contextlib, importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    with contextlib.suppress(Exception):\n"
+        "        importlib.import_module(name)\n"
+    )
+    forbidding = {"PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", *MISLEADING}
+    environ = {name: value for name, value in os.environ.items() if name not in forbidding}
+    subprocess.run([python, "-c", script, *IMPORTED], env=environ, stdin=subprocess.DEVNULL, capture_output=True)
 
 
 def _bare_venv(venv: Path, name: str, options: argparse.Namespace, steps: Steps) -> None:

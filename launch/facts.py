@@ -48,11 +48,14 @@ for python in ${wanted:+"$wanted"} $([ -n "$wanted" ] || echo python3 python3.13
   say python "$found"
   case $found in 3.1[1-9].* | 3.[2-9][0-9].*) break ;; esac
 done
+tag=${found#*.}
+tag=cp${found%%.*}${tag%%.*}-$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m)
 folder=$root
 while [ -n "$folder" ] && [ ! -d "$folder" ]; do folder=${folder%/*}; done
 say df "$(df -Pk "${folder:-/}" 2>/dev/null | tail -n 1)"
 sha() { if have sha256sum; then sha256sum; else shasum -a 256; fi; }
 for path in "$@"; do
+  case $path in *@python*) path=${path%%@python*}$tag${path#*@python} ;; esac
   case $path in "@/"*) path=$root/${path#"@/"} ;; "~/"*) path=$HOME/${path#"~/"} ;; esac
   if [ -f "$path" ] && [ -r "$path" ]; then
     say path "$(wc -c <"$path" | tr -d ' ') $(sha <"$path" | cut -d' ' -f1)"
@@ -89,11 +92,18 @@ class HostFacts:
     memory_dir: str | None = None
 
     def expand(self, path: str) -> str:
-        """An absolute path for one that may begin with ``@/``, the root, or ``~/``."""
+        """An absolute path for one that may begin with ``@/``, the root, or ``~/``, and have ``@python`` in it."""
+        path = path.replace("@python", self.python_tag)
         for mark, folder in (("@/", self.root), ("~/", self.home)):
             if path.startswith(mark):
                 return f"{folder.rstrip('/')}/{path.removeprefix(mark)}"
         return path
+
+    @property
+    def python_tag(self) -> str:
+        """What an environment made there with its interpreter is good for: ``cp312-linux-x86_64``."""
+        major, minor, _ = self.python_version or (0, 0, 0)
+        return f"cp{major}{minor}-{self.system.lower()}-{self.arch}"
 
     @property
     def python_ready(self) -> bool:
@@ -112,8 +122,9 @@ class There:
 def probe(root: str, python: str | None, paths: Sequence[str] = (), *, more: str = "") -> list[str]:
     """The command whose output :func:`parse` and :func:`parse_paths` read.
 
-    ``python`` limits the search to one interpreter. A path may begin with ``@/``, the root, or ``~/``. ``more`` is
-    shell text that says more (``say key value``), knowing ``$root`` and ``$python``.
+    ``python`` limits the search to one interpreter. A path may begin with ``@/``, the root, or ``~/``, and ``@python``
+    in it stands for :attr:`HostFacts.python_tag`. ``more`` is shell text that says more (``say key value``), knowing
+    ``$root`` and ``$python``.
     """
     return ["sh", "-c", f"{PROBE}{more}wait\n", "sh", root, python or "", *paths]
 

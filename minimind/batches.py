@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,11 @@ from minimind.shards import TARGET, Shards
 __all__ = ["Batch", "Order", "Reader", "Step", "Weigh"]
 
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(ids, flags) of positions that could be predicted -> their weights; those above zero are computed."""
+"""(ids, flags) of places that could be predicted -> their weights, each by itself; those above zero are computed."""
+
+
+TENSORS = ("ids", "select", "targets", "document", "weights")
+"""Fields of a batch that move to the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +43,14 @@ class Batch:
         """The same on another device."""
         if device.type == "cpu":
             return self
-        moved = {
-            name: getattr(self, name).pin_memory().to(device, non_blocking=True)
-            for name in ("ids", "select", "targets", "document", "weights")
-        }
-        return dataclasses.replace(self, **moved)
+        pinned = self.pinned()
+        return dataclasses.replace(
+            pinned, **{name: getattr(pinned, name).to(device, non_blocking=True) for name in TENSORS}
+        )
+
+    def pinned(self) -> Batch:
+        """The same in memory that a GPU reads by itself."""
+        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
 
 
 class Reader(Samples):
@@ -60,24 +67,31 @@ class Reader(Samples):
     ) -> None:
         super().__init__(shards, max_seq_len=max_seq_len)
         self.pack, self.max_tokens_per_batch = pack, max_tokens_per_batch
+        self.joins = False
+        """Whether the micro-batches of a rank's step are joined before they are split into passes."""
+        self.ids, self.flags = np.asarray(shards.ids), np.asarray(shards.targets)  # a memmap's own indexing is slow
         self.weigh: Weigh = weigh or (lambda ids, flags: flags & TARGET)
 
     def batches(self, samples: np.ndarray) -> Iterator[Batch]:
         """One micro-batch as passes of at most ``max_tokens_per_batch`` tokens; none when nothing in it is a target."""
+        return (self.build(group) for group in self.groups(samples, self.max_tokens_per_batch))
+
+    def groups(self, samples: np.ndarray, most: int | None) -> Iterator[np.ndarray]:
+        """Which samples of the file make up each pass of at most ``most`` tokens; a longer sample has its own."""
         chosen = self.usable[samples]
         if self.per_sample == 1:
             chosen = chosen[self.target_counts[chosen] > 0]
-        group: list[int] = []
-        tokens = 0
-        for sample in chosen:
-            longest = int(self.lengths[self.documents(np.array([sample]))].sum())
-            if group and self.max_tokens_per_batch and tokens + longest > self.max_tokens_per_batch:
-                yield self._build(np.array(group))
-                group, tokens = [], 0
-            group.append(int(sample))
-            tokens += longest
-        if group:
-            yield self._build(np.array(group))
+        if not most:
+            if len(chosen):
+                yield chosen
+            return
+        ends = np.cumsum(self.lengths[self.documents(chosen)].reshape(self.per_sample, -1).sum(0))  # (samples,)
+        first = 0
+        while first < len(chosen):
+            before = ends[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
+            yield chosen[first:last]
+            first = last
 
     def lines(self, samples: np.ndarray) -> list[int]:
         """Where these samples of a step stand in the data file, from 1, ascending."""
@@ -90,49 +104,42 @@ class Reader(Samples):
     def silent(self) -> Batch:
         """A pass for a rank that has nothing to compute in a step: some sample, of which the caller takes none."""
         with_targets = (self.target_counts.reshape(-1, self.per_sample) > 0).all(1)
-        return self._build(np.flatnonzero(with_targets)[:1])
+        return self.build(np.flatnonzero(with_targets)[:1])
 
-    def _build(self, samples: np.ndarray) -> Batch:
+    def build(self, samples: np.ndarray) -> Batch:
+        """One pass over these samples of the file, in their order."""
         numbers = self.documents(samples)
-        starts, lengths = self.shards.offsets[numbers], self.lengths[numbers]
-        ids = [self.shards.ids[s : s + n].astype(np.int64) for s, n in zip(starts, lengths, strict=True)]
+        lengths = self.lengths[numbers].astype(np.int64)
+        ends = np.cumsum(lengths)
+        of = np.repeat(np.arange(len(numbers)), lengths)  # (tokens,) which document
+        within = np.arange(ends[-1]) - (ends - lengths)[of]  # (tokens,) place in its document
+        at = self.shards.offsets[numbers][of] + within
+        ids = self.ids[at].astype(np.int64)
         if self.shards.kind == "wrapped":  # a text that is cut keeps its end token
-            for document, number in zip(ids, numbers, strict=True):
-                document[-1] = self.shards.ids[self.shards.offsets[number + 1] - 1]
-        flags = [self.shards.targets[s + 1 : s + n] for s, n in zip(starts, lengths, strict=True)]
-        weights = [self.weigh(document[1:], flag) for document, flag in zip(ids, flags, strict=True)]
-        inputs = [document[:-1] for document in ids]
-        width = self.max_seq_len - 1
-        steps = [len(document) for document in inputs] if self.pack else [width] * len(inputs)
-        bases = np.concatenate(([0], np.cumsum(steps[:-1]))).astype(np.int64)
-        places = [np.flatnonzero(weight) for weight in weights]
-        select = np.concatenate([base + place for base, place in zip(bases, places, strict=True)])
-        targets = np.concatenate([document[1:][place] for document, place in zip(ids, places, strict=True)])
-        document = np.repeat(np.arange(len(ids)), [len(place) for place in places])
+            ids[ends - 1] = self.ids[self.shards.offsets[numbers + 1] - 1]
+        known = np.flatnonzero(within < lengths[of] - 1)  # (places,) tokens that have a next one, which is predicted
+        following, flags = ids[known + 1], self.flags[at[known + 1]]
+        weights = self.weigh(following, flags)
+        chosen = np.flatnonzero(weights)  # (N,)
+        document = of[known]
         if self.pack:
-            row = np.concatenate(inputs)[None]
+            row, select = ids[known][None], chosen
         else:
-            row = np.zeros((len(inputs), width), np.int64)  # the padding's id is never read: causal, and no target
-            for index, document_ids in enumerate(inputs):
-                row[index, : len(document_ids)] = document_ids
+            width = self.max_seq_len - 1
+            row = np.zeros((len(numbers), width), np.int64)  # the padding's id is never read: causal, and no target
+            row[document, within[known]] = ids[known]
+            select = (document * width + within[known])[chosen]
+        widths = tuple((lengths - 1).tolist())
         return Batch(
             ids=torch.from_numpy(row),
-            lengths=tuple(_lengths(inputs)) if self.pack else None,
+            lengths=widths if self.pack else None,
             select=torch.from_numpy(select),
-            targets=torch.from_numpy(targets),
-            document=torch.from_numpy(document),
-            weights=torch.from_numpy(
-                np.concatenate([weight[place] for weight, place in zip(weights, places, strict=True)]).astype(
-                    np.float32
-                )
-            ),
-            count=sum(int((flag & TARGET).sum()) for flag in flags),
+            targets=torch.from_numpy(following[chosen]),
+            document=torch.from_numpy(document[chosen]),
+            weights=torch.from_numpy(weights[chosen].astype(np.float32)),
+            count=int((flags & TARGET).sum()),
             numbers=numbers,
-            widths=tuple(_lengths(inputs)),
-            documents=len(ids),
-            tokens=int(lengths.sum()),
+            widths=widths,
+            documents=len(numbers),
+            tokens=int(ends[-1]),
         )
-
-
-def _lengths(documents: Sequence[np.ndarray]) -> Iterator[int]:
-    return (len(document) for document in documents)

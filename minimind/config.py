@@ -142,7 +142,10 @@ class TrainConfig:
     max_steps: Annotated[int | None, "stop after this many optimizer steps (the schedule stays that of all epochs)"] = (
         None
     )
-    max_tokens_per_batch: Annotated[int | None, "split a micro-batch into passes of at most this many tokens"] = None
+    max_tokens_per_batch: Annotated[
+        int | Literal["auto"] | None,
+        "split a micro-batch into passes of at most this many tokens; auto: as many as fill the memory of a GPU",
+    ] = None
     pack: Annotated[bool, "concatenate texts without padding; --no-pack pads to max_seq_len as the original does"] = (
         True
     )
@@ -184,6 +187,9 @@ class TrainConfig:
     save_interval: Annotated[int, "optimizer steps between checkpoints; the last step is always saved"] = 100
     keep_checkpoints: Annotated[int, "newest checkpoints kept in the run directory, beside the best one"] = 2
     log_interval: Annotated[int, "optimizer steps between lines on the console (metrics.jsonl has every step)"] = 100
+    profile: Annotated[
+        bool, "write a profiler's trace of 5 steps, after the first 3, to profile/ in the run directory (rank 0)"
+    ] = False
     hang_timeout: Annotated[
         float,
         "seconds a rank may make no progress before the run ends as hung (first step, saves: 6 times); 0: no limit",

@@ -62,8 +62,10 @@ def add_fields(parser: argparse.ArgumentParser, config: type[Any], overrides: di
         spellings = [field.name, *ALIASES.get(field.name, ())]
         flags = [f"--{s}" for name in spellings for s in dict.fromkeys((name, name.replace("_", "-")))]
         shown = f"{text} [default: {default}]" if default not in (None, ()) else text
-        if isinstance(kind, types.UnionType):
-            kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        words: tuple[str, ...] = ()
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):  # the latter when a word is among them
+            kind, *more = (arg for arg in typing.get_args(kind) if arg is not type(None))
+            words = tuple(word for arg in more for word in typing.get_args(arg))
         options: dict[str, Any] = {"default": default, "help": shown, "dest": field.name}
         if typing.get_origin(kind) is tuple:
             parser.add_argument(*flags, action=_Several, metavar="A,B", **options)
@@ -77,7 +79,17 @@ def add_fields(parser: argparse.ArgumentParser, config: type[Any], overrides: di
             )
         else:
             convert = functools.partial(_not_empty, kind) if kind in (str, Path) else kind
-            parser.add_argument(*flags, type=convert, metavar=kind.__name__.upper(), **options)
+            if words:
+                convert = functools.partial(_word_or, words, kind)
+            parser.add_argument(*flags, type=convert, metavar="|".join((kind.__name__.upper(), *words)), **options)
+
+
+def _word_or(words: tuple[str, ...], kind: type[Any], text: str) -> Any:
+    """One of the words as it is, else a value of the kind."""
+    try:
+        return text if text in words else kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {' or '.join(words)}") from None
 
 
 def _not_empty(kind: type[Any], text: str) -> Any:
@@ -172,7 +184,7 @@ def _preset(arch: str, name: str | None, stage: str) -> dict[str, Any]:
 
 def _at_least(config: object, name: str, least: float) -> None:
     value = getattr(config, name, None)
-    if value is not None and not least <= value < math.inf:  # a NaN is not at least anything
+    if value is not None and value != "auto" and not least <= value < math.inf:  # a NaN is not at least anything
         raise UsageError(
             f"--{name} {value} is not possible",
             why=f"it must be at least {least}",

@@ -69,8 +69,9 @@ def largest_pass(samples: Samples, config: TrainConfig) -> tuple[int, int]:
     tokens, wanted = (int(np.add.reduceat(values, starts).max()) for values in (lengths, targets))
     if not config.pack:
         tokens = min(config.batch_size, len(in_order)) * samples.per_sample * (samples.max_seq_len - 1)
-    if config.max_tokens_per_batch and config.max_tokens_per_batch < tokens:
-        bound = max(config.max_tokens_per_batch, int(lengths.max()))
+    most = config.max_tokens_per_batch
+    if isinstance(most, int) and most < tokens:  # auto is found out on the GPU, and no more than fits there
+        bound = max(most, int(lengths.max()))
         tokens, wanted = min(tokens, bound), min(wanted, bound)
     return tokens, wanted
 

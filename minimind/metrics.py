@@ -12,14 +12,6 @@ from typing import Any, Self
 
 from minimind.tracker import Tracker
 
-PEAK_FLOPS: dict[str, float] = {
-    "NVIDIA GeForce RTX 4090": 165.2e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bf16 peak by the beginning of the device's name, from the vendor's data sheets."""
-
 
 class Metrics:
     """Rank 0's record of a run."""
@@ -64,6 +56,10 @@ class Metrics:
             if self.tracker is not None:
                 self.tracker.log({key: value for key, value in line.items() if key != "time"})
 
+    def sync(self) -> None:
+        """Let the lines so far survive a power cut."""
+        os.fsync(self.file.fileno())
+
     def __enter__(self) -> Self:
         return self
 
@@ -71,8 +67,3 @@ class Metrics:
         self.file.close()
         if self.tracker is not None:
             self.tracker.close(failed=kind is not None)
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU, None where the table does not know it."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if device_name.startswith(name)), None)

@@ -274,15 +274,6 @@ class MiniMind(nn.Module):
         self.dropout: Dropout | None = None
         """What the next pass drops; whoever trains sets it for each pass, since only it knows the samples."""
 
-    def flops_per_token(self) -> int:
-        """Training FLOPs of one token: 6 for each weight of a matmul (Kaplan et al. 2020).
-
-        Attention over the context is small beside them at MiniMind's lengths and left out: MFU is never flattered.
-        """
-        dense = sum(p.numel() for name, p in self.named_parameters() if p.dim() > 1 and ".experts." not in name)
-        routed = sum(p.numel() for name, p in self.named_parameters() if ".experts." in name)
-        return 6 * (dense + routed * self.config.experts_per_token // max(1, self.config.num_experts))
-
     def auxiliary(self) -> Tensor | None:
         """The load-balancing loss of the last training pass over all layers; None for a dense model."""
         parts = [block.mlp.auxiliary for block in self.model.layers if isinstance(block.mlp, MoE)]

@@ -121,6 +121,14 @@ class Samples:
         """Real tokens of these samples after the cut."""
         return int(self.lengths[self.documents(self.usable[samples])].sum())
 
+    def computed(self, samples: np.ndarray) -> tuple[int, int]:
+        """Places of these samples that a model computes, and pairs of a place and one that it attends to."""
+        documents = self.documents(self.usable[samples])
+        places = self.lengths[documents].astype(np.int64) - 1  # a place for each token that has a next one
+        if self.per_sample == 1:
+            places = places[self.target_counts[documents] > 0]
+        return int(places.sum()), int((places * (places + 1) // 2).sum())
+
     def documents(self, samples: np.ndarray) -> np.ndarray:
         """Document numbers: all first ones (chosen), then all second ones (rejected)."""
         return np.concatenate([samples * self.per_sample + i for i in range(self.per_sample)])

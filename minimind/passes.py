@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+
+import numpy as np
 
 from minimind.batches import Batch, Step
 from minimind.config import TrainConfig
@@ -22,22 +25,34 @@ class Pass:
     weight: float = 1.0
     share: float = 1.0
 
+    def pinned(self) -> Pass:
+        """The same, its batch in memory that a GPU reads by itself."""
+        return dataclasses.replace(self, batch=self.batch.pinned())
 
-def my_passes(state: TrainState, step: Step, ranks: World) -> list[Pass]:
-    """Passes of this rank; one with nothing to do takes part with a pass that weighs nothing.
 
-    Where the model is sharded every pass gathers it from all ranks, so all of them make equally many.
-    """
+def passes_of(state: TrainState, step: Step, ranks: World) -> list[Pass]:
+    """Passes of this rank's micro-batches; asks no other rank, so that a thread may do it."""
     passes = []
-    for samples in step.micro_batches[ranks.rank :: ranks.size]:
+    mine = step.micro_batches[ranks.rank :: ranks.size]
+    if state.reader.joins and mine:
+        mine = (np.concatenate(mine),)
+    for samples in mine:
         batches = list(state.reader.batches(samples))
         texts = sum(batch.documents for batch in batches)
         passes += [Pass(batch=batch, share=batch.documents / texts) for batch in batches]
+    return passes
+
+
+def evened_out(state: TrainState, passes: list[Pass], ranks: World) -> list[Pass]:
+    """The same passes; a rank with nothing to do takes part with one that weighs nothing.
+
+    Where the model is sharded every pass gathers it from all ranks, so all of them make equally many.
+    """
     wanted = ranks.largest(len(passes)) if ranks.sharded else 0
     wanted = max(wanted, int(ranks.size > 1))
     if len(passes) < wanted:
         silent = Pass(batch=state.reader.silent(), weight=0.0, share=0.0)
-        passes += [silent] * (wanted - len(passes))
+        return passes + [silent] * (wanted - len(passes))
     return passes
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minimind import checkpoint, forecast, optim, shards, tokenizer
+from minimind import checkpoint, fitting, forecast, optim, shards, tokenizer
 from minimind.attempt import Attempt
 from minimind.batches import Order, Reader
 from minimind.config import ModelConfig, TrainConfig, data_file, starting_weights, to_plain, tokenizer_folder
@@ -29,7 +29,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
     {
         *("log_interval", "save_interval", "keep_checkpoints", "max_steps", "max_bad_steps", "max_tokens_per_batch"),
         *("device", "dtype", "num_workers", "use_compile", "deterministic", "use_wandb", "wandb_project"),
-        *("parallel", "hang_timeout"),
+        *("parallel", "hang_timeout", "profile"),
         *(
             "run_dir",
             "save_dir",
@@ -77,6 +77,8 @@ def prepare(
         RunError: for data, weights or a checkpoint that cannot be used.
     """
     _must_be_writable(config.save_dir, ranks)
+    if config.max_tokens_per_batch == "auto":
+        fitting.refuse(ranks)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
     data_path = data_file(config, stage.info)
@@ -107,7 +109,7 @@ def prepare(
         )
     start = starting_weights(config, stage.info)
     model = _build(config, words, None if saved and not stage.needs_start_on_resume else start)
-    stage.prepare(model)
+    stage.prepare(model, say)
     for path in stage.inputs:  # a teacher, or an adapter to start from
         refuse_other_tokenizer(words, path, vocab_size=words.vocab_size, any_tokenizer=config.any_tokenizer)
     identity = {
@@ -127,7 +129,7 @@ def prepare(
         data,
         max_seq_len=config.max_seq_len,
         pack=config.pack,
-        max_tokens_per_batch=config.max_tokens_per_batch,
+        max_tokens_per_batch=config.max_tokens_per_batch if config.max_tokens_per_batch != "auto" else None,
         weigh=stage.weigh(words),
     )
     reader.refuse_nothing(data_path)

@@ -91,6 +91,7 @@ class RunDir:
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "ckpt"
         self.export = self.root / "export"
+        self.profile = self.root / "profile"
         self.stop = self.root / "stop"
         self.moved = self.root / "moved.json"
         self.lock = self.root / "lock"

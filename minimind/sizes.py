@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from minimind.config import LORA_TARGETS, ModelConfig
@@ -47,16 +48,24 @@ class Memory:
     optimizer: int
     frozen: int
     activations: int
+    checkpoint: int = 0
     process: int = PROCESS_BYTES
 
     @property
     def total(self) -> int:
         """All parts."""
-        return self.weights + self.gradients + self.optimizer + self.frozen + self.activations + self.process
+        return sum(dataclasses.asdict(self).values())
 
 
 def memory(
-    config: ModelConfig, *, trained: int, frozen: int, tokens: int, targets: int, teacher_logits: bool = False
+    config: ModelConfig,
+    *,
+    trained: int,
+    frozen: int,
+    tokens: int,
+    targets: int,
+    teacher_logits: bool = False,
+    saves_aside: bool = False,
 ) -> Memory:
     """An estimate for one rank whose largest pass has so many tokens and computes so many targets' logits.
 
@@ -65,8 +74,9 @@ def memory(
     layer (the norms' inputs and outputs, queries, keys and values as attention saw them, the four inner rows of the
     feed-forward; a mixture keeps the latter for each expert that a token went to), and 2 C a target (its last state and
     the gradient of it: logits exist for a few rows at a time). Distillation compares whole distributions: 5 V a target
-    (both models' logits, their log-softmax, a gradient). Measured on CPUs it is within a factor of 2 of the
-    resident set at its peak; autocast to 16 bits takes less.
+    (both models' logits, their log-softmax, a gradient). With ``saves_aside`` a copy of the state stays in main memory
+    while it is written. Measured on CPUs it is within a factor of 2 of the resident set at its peak; autocast to 16
+    bits takes less.
     """
     chosen = max(1, config.experts_per_token + config.num_shared_experts)
     c, inner = config.hidden_size, config.intermediate_size
@@ -79,6 +89,7 @@ def memory(
         optimizer=2 * FP32 * trained,
         frozen=FP32 * frozen,
         activations=FP32 * (kept + logits),
+        checkpoint=3 * FP32 * trained if saves_aside else 0,
     )
 
 

@@ -5,25 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minimind import flags, forecast, shards, sizes, tokenizer
+from minimind import forecast, history, shards, sizes, tokenizer
 from minimind.catalog import CATALOG, StageInfo, weights_file
-from minimind.config import CannotTrain, ModelConfig, TrainConfig, UsageError, data_file, tokenizer_folder
+from minimind.config import CannotTrain, ModelConfig, TrainConfig, data_file, tokenizer_folder
 from minimind.order import Order, Samples
-from minimind.rundir import Reason, RunDir, RunError, RunSpec
+from minimind.rundir import Reason, RunDir, RunError
 
 EXACT_BYTES = 16 << 20
 """A file of at most this size is tokenised for its plan (the trainer finds it done); of a larger one the beginning."""
 HEAD_BYTES = 4 << 20
-RUNS_LOOKED_AT = 40
-METRICS_TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,13 @@ def survey(
     trained, exported, frozen = _parameters(stage, config, model)
     tokens, targets = forecast.largest_pass(samples, config)
     memory = sizes.memory(
-        model, trained=trained, frozen=frozen, tokens=tokens, targets=targets, teacher_logits=stage == "distillation"
+        model,
+        trained=trained,
+        frozen=frozen,
+        tokens=tokens,
+        targets=targets,
+        teacher_logits=stage == "distillation",
+        saves_aside=config.save_interval < forecast.last_step(config, order),
     )
     left = forecast.saves(config, order, done=before.step)
     disk = sizes.disk(trained=trained, exported=exported, saves=left, keep=config.keep_checkpoints)
@@ -88,7 +91,7 @@ def survey(
         data, config, order, trained=trained, where=f"{nproc} rank{'s' if nproc > 1 else ''}"
     )
     last = forecast.last_step(config, order)
-    rate, source = (tokens_per_s, "--tokens_per_s") if tokens_per_s else _rate(stage, config, nproc)
+    rate, source = (tokens_per_s, "--tokens_per_s") if tokens_per_s else history.rate(stage, config, nproc)
     left_tokens = data.tokens * max(0, last - before.step) / order.steps_per_epoch
     needed_bytes = max(min(left, 1) * disk.checkpoint, disk.checkpoints - before.checkpoints * disk.checkpoint)
     return {
@@ -231,44 +234,3 @@ def _free(config: TrainConfig) -> tuple[Path, int]:
     while not folder.exists():
         folder = folder.parent
     return folder, shutil.disk_usage(folder).free
-
-
-SHAPE = ("arch", "hidden_size", "num_hidden_layers", "use_moe", "max_seq_len", "batch_size", "pack", "dtype", "device")
-
-
-def _rate(stage: str, config: TrainConfig, nproc: int) -> tuple[float | None, str | None]:
-    """Tokens a second of the newest run here of the same stage, shape and number of ranks."""
-    runs = (config.run_dir.absolute().parent if config.run_dir else config.save_dir.resolve().parent / "runs").glob("*")
-    for folder in sorted((run for run in runs if run.is_dir()), key=lambda run: run.name)[: -RUNS_LOOKED_AT - 1 : -1]:
-        try:
-            spec = RunSpec.from_json((folder / "spec.json").read_bytes())
-            if spec.stage != stage:
-                continue
-            asked = flags.parse(stage, spec.flags)
-            ranks = (
-                json.loads((folder / "env.json").read_bytes())["nproc"]
-                if (folder / "env.json").exists()
-                else spec.nproc
-            )
-        except (OSError, UsageError, RunError, ValueError, LookupError, TypeError):
-            continue
-        alike = ranks == nproc and all(getattr(asked, name) == getattr(config, name) for name in SHAPE)
-        if alike and (rates := list(_rates(folder / "metrics.jsonl"))):
-            return statistics.median(rates), folder.name
-    return None, None
-
-
-def _rates(metrics: Path) -> Iterator[float]:
-    try:
-        with open(metrics, "rb") as file:
-            file.seek(max(0, metrics.stat().st_size - METRICS_TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return
-    for line in lines:
-        try:
-            rate = json.loads(line)["tokens_per_s"]
-        except (ValueError, LookupError, TypeError):
-            continue
-        if isinstance(rate, int | float) and rate > 0:
-            yield float(rate)

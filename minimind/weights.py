@@ -35,7 +35,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise RunError(
             f"no weights file {path}",
             why="it does not exist",
-            remedy="train the stage that writes it, copy it there, or start from nothing with --from_weight none",
+            remedy="train the stage that writes it, copy it there, or name another file; a training may start from "
+            "nothing with --from_weight none",
             reason=Reason.DATA_MISSING,
         )
     try:

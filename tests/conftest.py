@@ -12,8 +12,13 @@ from launch.inventory import Host, Inventory, load
 from tests.support import sshd as sshd_parts
 from tests.support.docker import training_image  # noqa: F401 (a fixture)
 from tests.support.forker import forker  # noqa: F401 (a fixture)
+from tests.support.launcher import launcher
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+# Hundreds of short processes: where Python may keep no bytecode each would compile its imports anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +39,8 @@ class SshHome:
     root: pathlib.Path
     sshd: sshd_parts.Sshd
     environ: dict
+    apart: bool = False
+    """Whether each call starts an interpreter of its own: for tests that look at the process itself."""
 
     @property
     def inventory(self) -> Inventory:
@@ -45,6 +52,8 @@ class SshHome:
 
     def launch(self, *args: str, check: bool = False, **kwargs) -> subprocess.CompletedProcess:
         """Run the real command line in the home folder."""
+        if not (self.apart or check or kwargs.keys() - {"timeout"}):
+            return launcher().run(*args, cwd=self.home, environ=self.environ, timeout_s=kwargs.get("timeout", 120))
         return subprocess.run(
             [sys.executable, "-m", "launch", *args],
             cwd=self.home,

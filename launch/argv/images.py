@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-IMAGE = "{{json .Id}}\n{{.Size}}\n{{json .Config.Labels}}\n{{json .RootFS.Layers}}"
+IMAGE = "\n".join(
+    (
+        "{{json .Id}}",
+        "{{.Size}}",
+        "{{json .RootFS.Layers}}",
+        "{{json .Config}}",
+        "{{json .RepoDigests}}",
+        "{{.Os}}/{{.Architecture}}",
+    )
+)
 
 
 def image(reference: str) -> list[str]:
-    """An image's id, size in bytes, labels and layers, on four lines; fails when there is none."""
+    """An image's id, size in bytes, layers, settings, names by digest and platform, a line each; fails without one."""
     return ["docker", "image", "inspect", "--format", IMAGE, reference]
 
 

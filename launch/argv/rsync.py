@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Sequence
 
 
-def append(*, ssh: Sequence[str], destination: str, remote: str, part: str) -> list[str]:
-    """Append what ``part`` lacks of ``remote``. Checks nothing: the caller hashes the whole part.
+def append(*, ssh: Sequence[str], destination: str, remote: str, part: str, pack: bool = False) -> list[str]:
+    """Append what ``part`` lacks of ``remote``, packed by zstd on the way with ``pack``.
+
+    Checks nothing: the caller hashes the whole part.
 
     ``--progress`` is there so that a launcher that was killed takes rsync with it: its next word meets a closed pipe.
     """
@@ -17,6 +19,7 @@ def append(*, ssh: Sequence[str], destination: str, remote: str, part: str) -> l
         "--secluded-args",
         "--progress",
         "--timeout=60",
+        *(("--compress", "--compress-choice=zstd", "--compress-level=1") if pack else ()),
         "--rsh",
         shlex.join(ssh),
         f"[{destination}]:{remote}" if ":" in destination else f"{destination}:{remote}",

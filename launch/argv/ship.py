@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 OFFSET_DIFFERS, CANNOT_STORE, BUSY, TORN, NO_ENGINE = 65, 74, 75, 70, 69
 
 LOOK = r"""
-folder=$1
-shift
+folder=$1 pieces=$2
 docker version --format 'engine={{.Server.Version}}' 2>/dev/null || exit 69
 ids=$(docker image ls --all --quiet --no-trunc) || exit 69
 [ -z "$ids" ] || docker image inspect --format 'layers={{json .RootFS.Layers}}' $(echo "$ids" | sort -u)
@@ -22,10 +21,10 @@ at=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null)
 if [ -d "$at" ]; then echo "engine_free=$(free "$at")"; fi
 echo "folder_free=$(free "$folder")"
 sha() { if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 256; fi; }
-for name in "$@"; do
-  for file in "$folder/$name" "$folder/$name.part"; do
-    if [ -f "$file" ]; then echo "piece=$name $(wc -c <"$file" | tr -d ' ') $(sha <"$file" | cut -d' ' -f1)"; break; fi
-  done
+[ -z "$pieces" ] || for file in "$folder"/*.raw "$folder"/*.gz "$folder"/*.zst "$folder"/*.part; do
+  [ -f "$file" ] || continue
+  name=${file##*/}
+  echo "piece=${name%.part} $(wc -c <"$file" | tr -d ' ') $(sha <"$file" | cut -d' ' -f1)"
 done
 exit 0
 """
@@ -75,9 +74,9 @@ shift
 FORGET = 'cd "$1" 2>/dev/null || exit 0; shift; for name in "$@"; do rm -f -- "$name" "$name.part"; done'
 
 
-def look(folder: str, names: Iterable[str]) -> list[str]:
-    """What the engine of a host has, and what has come of pieces with these names."""
-    return ["sh", "-c", LOOK, "sh", folder, *names]
+def look(folder: str, *, pieces: bool) -> list[str]:
+    """What the engine of a host has; with ``pieces`` what has come of each piece, which takes reading them."""
+    return ["sh", "-c", LOOK, "sh", folder, "pieces" if pieces else ""]
 
 
 def receive(folder: str, name: str, *, offset: int, length: int, digest: str) -> list[str]:

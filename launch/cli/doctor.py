@@ -12,6 +12,7 @@ from launch import environment
 from launch.cli import session
 from launch.cli.run import Ranks
 from launch.doctor import Report, Verdict, built_for, deep, examine, targets
+from launch.environment import image as images
 from launch.errors import Exit, LaunchError
 from launch.inventory import Host, Inventory
 from launch.transport import connect
@@ -48,7 +49,10 @@ def _examine(host: Host, known: Inventory, *, deeply: bool, nproc: int | None) -
             mine = session.ends(transport, here, known).here
             paths = environment.markers(mine) if deeply else []
             cuda = built_for(mine.envs / "cuda.lock")
-            report = examine(transport, cuda=cuda, others=targets(host, known), paths=paths)
+            image = host.image or f"{images.NAME}:cuda"
+            own = images.inspect(here, image)
+            labels = " ".join(own.labels.get(f"org.minimind.{name}", "") for name in ("cuda", "driver")) if own else ""
+            report = examine(transport, cuda=cuda, others=targets(host, known), paths=paths, image=image, labels=labels)
             if not deeply or report.facts is None:
                 return report
             site = environment.Site(

@@ -14,16 +14,20 @@ from launch.release import Findings, check, give_back
 from launch.transport import connect
 
 SHOWN = 10
+no_weights_option = click.option(
+    "--without-weights", is_flag=True, help="It is known that HOST has no weights: all of its runs failed."
+)
 
 
 @click.command()
 @click.argument("host")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Where the copies are.  [default: home]")
+@no_weights_option
 @session.json_option
-def release_check(host: str, folder: Path | None, as_json: bool) -> int:
+def release_check(host: str, folder: Path | None, without_weights: bool, as_json: bool) -> int:
     """Tell whether everything on HOST is at home, hashed on both sides now, and usable; exit 9 with the list if not."""
     known = session.load()
-    findings = _check(known, known.host(host), folder)
+    findings = _check(known, known.host(host), folder, without_weights=without_weights)
     if as_json:
         session.print_json(findings.to_dict())
     _tell(findings)
@@ -35,15 +39,16 @@ def release_check(host: str, folder: Path | None, as_json: bool) -> int:
 @click.command()
 @click.argument("host")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Where the copies are.  [default: home]")
+@no_weights_option
 @click.option("--dry-run", is_flag=True, help="Check, and only show the command.")
 @session.json_option
-def release(host: str, folder: Path | None, dry_run: bool, as_json: bool) -> int:
+def release(host: str, folder: Path | None, without_weights: bool, dry_run: bool, as_json: bool) -> int:
     """Give HOST back with its release_command, if release-check finds nothing that would be lost."""
     known = session.load()
     chosen = known.host(host)
     if chosen.name == LOCAL:
         raise click.UsageError("local is this machine: there is nothing to give back")
-    findings = _check(known, chosen, folder)
+    findings = _check(known, chosen, folder, without_weights=without_weights)
     _tell(findings)
     findings.refuse()
     if dry_run:
@@ -57,10 +62,10 @@ def release(host: str, folder: Path | None, dry_run: bool, as_json: bool) -> int
     return 0
 
 
-def _check(known: Inventory, host: Host, folder: Path | None) -> Findings:
+def _check(known: Inventory, host: Host, folder: Path | None, *, without_weights: bool) -> Findings:
     with connect(host, known) as transport:
         home = (Path.cwd() / folder) if folder else known.home
-        return check(transport, known, folder=home, voice=session.terminal)
+        return check(transport, known, folder=home, voice=session.terminal, without_weights=without_weights)
 
 
 def _tell(findings: Findings) -> None:

@@ -39,7 +39,8 @@ def resume(run: str, host: str | None, nproc: int | None, detach: bool, as_json:
             )
         here = stack.enter_context(connect(known.host("local"), known))
         ends = session.ends(transport, here, known)
-        resumed = control.resume(ends, found, session.laptop(known.home), nproc=nproc, secrets=session.vault().pick)
+        laptop, secrets = session.laptop(known.home), session.vault().pick
+        resumed = control.resume(ends, found, laptop, session.terminal, nproc=nproc, secrets=secrets)
         if resumed is None:
             session.terminal.say(f"{found.run_id} has succeeded at step {found.state.last_step}: nothing to do")
             if as_json:

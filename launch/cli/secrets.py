@@ -47,7 +47,8 @@ def check(host: str | None, as_json: bool) -> int:
 
 def _wanted(known: Inventory, host: str | None) -> list[str]:
     hosts = [known.host(host)] if host else known.hosts.values()
-    return list(dict.fromkeys((*(name for h in hosts for name in h.secrets), WANDB)))
+    named = (name for h in hosts for name in (*h.secrets, h.registry_secret) if name)
+    return list(dict.fromkeys((*named, WANDB)))
 
 
 def _row(name: str, vault: Vault) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import json
 import os
@@ -30,13 +31,15 @@ def load() -> Inventory:
     root = click.get_current_context().find_root()
     asked = root.params.get("inventory")
     known = inventory.load(Path(asked) if asked else None, cwd=Path.cwd(), environ=os.environ)
-    names = (secrets.WANDB, *(name for host in known.hosts.values() for name in host.secrets))
-    configured = any(host.secrets for host in known.hosts.values())
+    hosts = known.hosts.values()
+    logins = [host.registry_secret for host in hosts if host.registry_secret]
+    names = (secrets.WANDB, *logins, *(name for host in hosts for name in host.secrets))
+    configured = bool(logins) or any(host.secrets for host in hosts)
     root.obj = secrets.gather(names, environ=os.environ, file=known.secrets_file, keyring=configured)
     if secrets.any_known():
         leave_no_core()
         hide_secrets()
-    return known
+    return dataclasses.replace(known, vault=root.obj)
 
 
 def vault() -> secrets.Vault:

@@ -23,6 +23,7 @@ def ship_image(hosts: tuple[str, ...], everywhere: bool, image: str | None, dry_
     """Bring the training image to hosts, sending only the layers that they lack.
 
     A shipment that was cut goes on where it ended. At its end the image's id on the host is compared with the one here.
+    A host with `registry` in launch.toml pulls the image from there, by digest, after it was pushed from here.
     """
     if everywhere == bool(hosts):
         raise click.UsageError("name hosts, or give --all")
@@ -78,10 +79,11 @@ def _ship(host: Host, known: Inventory, image: str | None, *, dry_run: bool, ski
             )
         row["image_id"] = found.id
         arrived = images.inspect(there, row["image"])
-        if arrived and arrived.id == found.id:
+        if arrived and arrived.is_same(found):
             session.terminal.say(f"{host.name} has {row['image']} already")
             return row | {"sent_bytes": 0, "layers_sent": 0}
-        report = images.shipment(site, found, row["image"]).do(far, here, session.terminal)
+        laptop: Transport = DryTransport(here, []) if dry_run else here
+        report = images.shipment(site, found, row["image"]).do(far, laptop, session.terminal)
         if not dry_run:
             session.terminal.say(f"{host.name} has {row['image']} now: {found.id}")
         return row | {"image_bytes": found.bytes, **dataclasses.asdict(report)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch import facts
-from launch.doctor import disks, gpus, probe, system
+from launch.doctor import disks, driver, gpus, probe, system
 from launch.doctor.check import Check, Verdict, unfit
 from launch.doctor.probe import Answers, Target
 from launch.errors import Exit, LaunchError
@@ -59,17 +59,24 @@ def built_for(lock: Path) -> tuple[int, int] | None:
 
 
 def examine(
-    transport: Transport, *, cuda: tuple[int, int] | None, others: Sequence[Target], paths: Sequence[str] = ()
+    transport: Transport,
+    *,
+    cuda: tuple[int, int] | None,
+    others: Sequence[Target],
+    paths: Sequence[str] = (),
+    image: str = "",
+    labels: str = "",
 ) -> Report:
-    """Ask the host once and judge what it tells. ``cuda`` is what the environment of a run is built for.
+    """Ask the host once and judge what it tells. ``cuda`` is what a virtual environment is built for.
 
-    ``paths`` are looked for in the same call (:attr:`Report.present`).
+    ``image`` is what containers there would be made of, ``labels`` what this machine's says of CUDA and driver: it is
+    brought to a host that has none. ``paths`` are looked for in the same call (:attr:`Report.present`).
 
     Raises:
         LaunchError: UNREACHABLE when the connection breaks, HOST_NOT_READY when its shell is none.
     """
     host = transport.host
-    text, clock = _ask(transport, facts.probe(host.root, host.python, paths, more=probe.more(others)))
+    text, clock = _ask(transport, facts.probe(host.root, host.python, paths, more=probe.more(others, image=image)))
     try:
         found = facts.parse(text)
     except ValueError as error:
@@ -80,7 +87,7 @@ def examine(
             code=Exit.HOST_NOT_READY,
         ) from error
     told = probe.parse(text)
-    checks = judge(told, found, host, clock=clock, cuda=cuda, others=others)
+    checks = judge(told, found, host, clock=clock, cuda=cuda, others=others, labels=labels)
     present = frozenset(facts.parse_paths(text, paths))
     return Report(host=host.name, checks=tuple(checks), facts=found, present=present)
 
@@ -93,6 +100,7 @@ def judge(
     clock: system.Clock,
     cuda: tuple[int, int] | None,
     others: Sequence[Target],
+    labels: str = "",
 ) -> list[Check]:
     """Every line about a host, from what it told. Pure."""
     try:
@@ -103,10 +111,15 @@ def judge(
     is_local = host.name == LOCAL
     rented = bool(host.price_per_hour or host.release_command) or (found.in_container and not is_local)
     ranks = host.gpus or max(1, len(found.gpus))
-    own = None if host.python else cuda  # an interpreter used as it is was built for whatever it was built for
+    built = driver.Built(what="the environment", cuda=cuda) if cuda else None
+    if executor == "docker":
+        there, here = told.one("image"), driver.read_labels("the image here", labels)
+        built = driver.read_labels("the image there", there) or here or built
+    elif host.python:  # used as it is, built for whatever it was built for
+        built = None
     checks = [
         *system.judge(told, found, host, clock=clock, targets=others, executor=executor, ranks=ranks),
-        *gpus.judge(told, expected=host.gpus, cuda=own, is_local=is_local),
+        *gpus.judge(told, expected=host.gpus, built=built, is_local=is_local),
         *disks.judge(told, found, host=host.name, rented=rented, virtual=system.is_virtual(told)),
     ]
     if unusable and not any(check.name == "docker" and check.verdict is Verdict.UNFIT for check in checks):

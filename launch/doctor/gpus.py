@@ -8,13 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.doctor import driver
 from launch.doctor.check import Check, ok, unfit, warn
 from launch.doctor.probe import Answers
 
-MINIMUM_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
-"""CUDA major version -> the oldest Linux driver for all of its minor versions (CUDA compatibility guide of NVIDIA)."""
-MINIMUM_CAPABILITY = {12: (5, 0), 13: (7, 5)}
-"""CUDA major version -> the oldest compute capability it compiles for: 13 dropped Maxwell, Pascal and Volta."""
 NO_DRIVER, NO_DEVICE, NO_LIBRARY, GPU_LOST, MISMATCH = 9, 6, 12, 15, 18
 """Exit codes of nvidia-smi: those of the NVML library."""
 XID_BROKEN = {
@@ -63,8 +60,8 @@ def read_smi(lines: Sequence[str]) -> Smi:
         log = ElementTree.fromstring(text)  # noqa: S314 -- see above
     except ElementTree.ParseError:
         return Smi(code=code or 1, driver="", gpus=())
-    driver = log.findtext("driver_version", "").strip()
-    return Smi(code=code, driver=driver, gpus=tuple(_gpu(element) for element in log.iter("gpu")))
+    version = log.findtext("driver_version", "").strip()
+    return Smi(code=code, driver=version, gpus=tuple(_gpu(element) for element in log.iter("gpu")))
 
 
 def _gpu(gpu: ElementTree.Element) -> Gpu:
@@ -106,16 +103,15 @@ def _uncorrectable(gpu: ElementTree.Element) -> int | None:
     return sum(counts) if counts else None
 
 
-def judge(told: Answers, *, expected: int | None, cuda: tuple[int, int] | None, is_local: bool) -> list[Check]:
-    """Every line about GPUs. ``expected`` is launch.toml's number, ``cuda`` what the environment was built with."""
+def judge(told: Answers, *, expected: int | None, built: driver.Built | None, is_local: bool) -> list[Check]:
+    """Every line about GPUs. ``expected`` is launch.toml's number, ``built`` what will train there."""
     smi = read_smi(told.all("smi"))
     pci = int(told.number("pci_gpus") or 0)
     if smi.code != 0 or not smi.gpus:
         return [_none(smi, pci=pci, expected=expected, is_local=is_local)]
     return [
         _models(smi, expected=expected),
-        _driver(smi, cuda),
-        *_capability(told, cuda),
+        *driver.judge(smi.driver, told, built),
         _health(smi, told),
         *_topology(told.all("topo"), len(smi.gpus)),
         _processes(smi, {int(pid) for pid in told.all("our_pid") if pid.isdecimal()}),
@@ -161,37 +157,6 @@ def _models(smi: Smi, *, expected: int | None) -> Check:
     if len(kinds) > 1:
         return warn("gpus", f"{found}: not alike", "the slowest sets the pace; take --nproc for the alike ones only")
     return ok("gpus", found)
-
-
-def _driver(smi: Smi, cuda: tuple[int, int] | None) -> Check:
-    version = tuple(int(part) for part in smi.driver.split(".") if part.isdecimal())
-    needed = MINIMUM_DRIVER.get(cuda[0]) if cuda else None
-    if needed is None or cuda is None:
-        return ok("driver", smi.driver)
-    built = f"the environment is built for CUDA {cuda[0]}.{cuda[1]}"
-    if version < needed:
-        least = "{}.{:02}.{:02}".format(*needed)
-        return unfit(
-            "driver", f"{smi.driver}, and {built}", f"install driver {least} or newer, or rent with a newer image"
-        )
-    return ok("driver", f"{smi.driver}, new enough: {built}")
-
-
-def _capability(told: Answers, cuda: tuple[int, int] | None) -> list[Check]:
-    found = [
-        tuple(map(int, line.split("."))) for line in told.all("capability") if re.fullmatch(r"\d+\.\d+", line.strip())
-    ]
-    least = MINIMUM_CAPABILITY.get(cuda[0]) if cuda else None
-    if not found or least is None or cuda is None or min(found) >= least:
-        return []
-    lowest = ".".join(map(str, min(found)))
-    return [
-        unfit(
-            "capability",
-            f"compute capability {lowest}; CUDA {cuda[0]} needs {least[0]}.{least[1]}",
-            "set python = PATH of an interpreter whose torch still supports this GPU, or take another GPU",
-        )
-    ]
 
 
 def _health(smi: Smi, told: Answers) -> Check:

@@ -58,6 +58,10 @@ if "$python" -c '' 2>/dev/null; then
   "$python" -c "$network" "$targets" 2>/dev/null &
   say encoding "$("$python" -c 'import sys; print(sys.getfilesystemencoding())' 2>/dev/null)"
 fi
+if have docker; then
+  built='{{index .Config.Labels "org.minimind.cuda"}} {{index .Config.Labels "org.minimind.driver"}}'
+  say image "$(brief docker image inspect --format "$built" "$image" 2>/dev/null)" &
+fi
 if have systemd-detect-virt; then say virt "$(systemd-detect-virt 2>/dev/null)"; fi
 if grep -q '^flags.* hypervisor' /proc/cpuinfo 2>/dev/null; then say hypervisor 1; fi
 if have nvidia-smi; then
@@ -137,10 +141,11 @@ class Answers:
         return {words[0]: words[1:] for words in split if words}
 
 
-def more(targets: Sequence[Target]) -> str:
-    """The shell text to run after the usual probe."""
+def more(targets: Sequence[Target], *, image: str) -> str:
+    """The shell text to run after the usual probe; ``image`` is the one whose needs are asked for."""
     lines = "\n".join(f"{target.name} {target.address} {target.port}" for target in targets)
-    return f"targets={shlex.quote(lines)}\nnetwork={shlex.quote(NETWORK)}\n{MORE}"
+    given = {"targets": lines, "network": NETWORK, "image": image}
+    return "".join(f"{name}={shlex.quote(text)}\n" for name, text in given.items()) + MORE
 
 
 def parse(text: str) -> Answers:

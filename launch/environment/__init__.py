@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch.environment import code, image, virtual
+from launch.environment.shipping import Report
 from launch.environment.task import Here, Site, Task
 from launch.executors import Environment
+from launch.transport import Transport
+from launch.voice import Voice
 from minimind.durable import sha256_file, tree_hash
 
 __all__ = ["Here", "Provision", "Site", "Task", "markers", "provide", "recall"]
@@ -19,6 +22,19 @@ class Provision:
 
     environment: Environment
     tasks: tuple[Task, ...]
+
+    def carried_out(self, transport: Transport, laptop: Transport, voice: Voice) -> Environment:
+        """Do what has to be done first; the environment as the host knows it then.
+
+        Raises:
+            LaunchError: what could not be brought.
+        """
+        environment = self.environment
+        for task in self.tasks:
+            done = task.do(transport, laptop, voice)
+            if isinstance(done, Report) and environment.image_id:
+                environment = replace(environment, image_id=done.arrived_id)  # not each store names an image alike
+        return environment
 
 
 def _venv(site: Site) -> Provision:

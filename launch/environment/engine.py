@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from launch.argv import docker, images, ship
 from launch.errors import Exit, LaunchError
@@ -15,12 +16,26 @@ from launch.transport import Transport
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An image as its engine describes it; ``layers`` are diff ids, lowest first."""
+    """An image as its engine describes it; ``layers`` are diff ids, lowest first.
+
+    ``id`` is the digest of the configuration in one kind of image store, and of the manifest in the other
+    (``by_manifest``). ``settings`` is what a container of it starts with.
+    """
 
     id: str
     bytes: int
     layers: tuple[str, ...]
     labels: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    platform: str = ""
+    by_manifest: bool = False
+
+    def is_same(self, other: Image) -> bool:
+        """Whether it is the same image: by id, or by all that runs where two stores form ids in two ways."""
+        if not (self.by_manifest or other.by_manifest):
+            return self.id == other.id
+        mine, others = ((i.layers, i.settings, i.platform, dict(i.labels)) for i in (self, other))
+        return self.id == other.id or (bool(self.layers) and mine == others)
 
     @property
     def code_hash(self) -> str | None:
@@ -48,13 +63,13 @@ class FarSide:
         return max((_shared(chain, layers) for chain in self.chains), default=0)
 
 
-def look(transport: Transport, folder: str, names: Iterable[str]) -> FarSide:
-    """Ask a host's engine what it has.
+def look(transport: Transport, folder: str, *, pieces: bool = False) -> FarSide:
+    """Ask a host's engine what it has; with ``pieces`` also what has come of a shipment.
 
     Raises:
         LaunchError: HOST_NOT_READY when it does not answer.
     """
-    result = transport.read(ship.look(folder, names), check=False)
+    result = transport.read(ship.look(folder, pieces=pieces), check=False)
     if result.code:
         raise LaunchError(
             f"the Docker engine of {transport.host.name} does not answer",
@@ -84,15 +99,21 @@ def parse_far(text: str) -> FarSide:
     )
 
 
+SETTINGS = ("User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Healthcheck")
+
+
 def parse_image(text: str) -> Image:
     """Read what :func:`launch.argv.images.image` prints."""
-    image_id, length_bytes, labels, layers = text.splitlines()[:4]
-    told = json.loads(labels) or {}
+    image_id, length_bytes, layers, config, names, platform = text.splitlines()[:6]
+    own, told = json.loads(image_id), json.loads(config) or {}
     return Image(
-        id=json.loads(image_id),
+        id=own,
         bytes=int(length_bytes),
         layers=tuple(json.loads(layers) or ()),
-        labels=told,
+        labels=told.get("Labels") or {},
+        settings={key: told[key] for key in SETTINGS if told.get(key)},
+        platform=platform,
+        by_manifest=any(name.endswith(f"@{own}") for name in json.loads(names) or ()),
     )
 
 

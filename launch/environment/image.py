@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launch.argv import images
 from launch.environment.engine import Image, parse_image
+from launch.environment.registry import Passage, Registry
 from launch.environment.shipping import Shipment
 from launch.environment.spool import Spool
 from launch.environment.task import Site, Task
@@ -60,8 +61,14 @@ def inspect(transport: Transport, reference: str) -> Image | None:
     return parse_image(result.text) if result.code == 0 else None
 
 
-def shipment(site: Site, image: Image, reference: str) -> Shipment:
-    """Bring an image of this machine to the host."""
+def shipment(site: Site, image: Image, reference: str) -> Shipment | Passage:
+    """Bring an image of this machine to the host: through its registry when it has one, else over the connection.
+
+    Raises:
+        LaunchError: INVALID when the registry's secret was not found.
+    """
+    if site.host.registry:
+        return Passage(image=image, reference=reference, registry=Registry.of(site.host, site.inventory.vault))
     beside = site.here.package.parent / "build" / "image" / reference.rpartition(":")[2] / "parts"
     spool = Spool(site.here.cache / "layers", beside)
     return Shipment(image=image, reference=reference, folder=f"{site.root}/images", spool=spool)

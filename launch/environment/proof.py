@@ -72,11 +72,14 @@ def verify(site: Site, reference: str, explicit: Path | None) -> tuple[Image, li
             code=Exit.HOST_NOT_READY,
         )
     if explicit is None and here is not None:
-        wanted: tuple[str, tuple[str, ...], Mapping[str, str]] = (here.id, here.layers, here.labels)
+        own = there.id if there.is_same(here) else here.id  # two stores may name one image in two ways
+        wanted: tuple[str, tuple[str, ...], Mapping[str, str]] = (own, here.layers, here.labels)
     else:
         wanted = _of_bill(told or {})
+        if there.by_manifest and wanted[1:] == (there.layers, there.labels):
+            wanted = there.id, *wanted[1:]  # a bill names the configuration, and that store the manifest
     found = differences(wanted, (there.id, there.layers, there.labels))
-    if told is not None and _of_bill(told)[0] == there.id:
+    if told is not None and _of_bill(told)[1] == there.layers:
         inside = json.loads(site.transport.run(tidy.packages(there.id, audit.PROBE)).text.splitlines()[-1])
         found += packages(told, inside["packages"])
     return there, found

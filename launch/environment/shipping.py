@@ -1,19 +1,21 @@
 """Bringing an image to a host's engine: what it lacks, packed, piece by piece, verified, loaded, compared.
 
 Pieces lie on the host under the names of their contents until the engine has them: a shipment that was cut goes on
-where it ended. An engine that insists on layers it has already gets all of them.
+where it ended. They leave while the next ones are still being packed. An engine that insists on layers it has already
+gets all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launch.argv import images, ship
 from launch.environment.engine import FarSide, Image, layer_sizes, look, parse_image
-from launch.environment.spool import Packed, Spool, archive
+from launch.environment.packing import Ahead, Packed
+from launch.environment.spool import Spool, archive
 from launch.errors import Exit, LaunchError, printable
 from launch.transport import DryTransport, Transport
 from launch.voice import Voice
@@ -25,14 +27,19 @@ COPIES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a shipment did."""
+    """What a shipment did. ``arrived_id`` is the image's id on the host, whose store may form it in another way.
 
+    ``pulled`` is what the host took from a registry; no bytes went over the connection then.
+    """
+
+    arrived_id: str
     layers: int
     layers_sent: int
     sent_bytes: int
     resumed_bytes: int
     packed_bytes: int
     seconds: float
+    pulled: str | None = None
 
 
 class _RefusedArchive(Exception):
@@ -56,7 +63,7 @@ class Shipment:
                 NOT_VERIFIED when other bytes arrive or the engine ends up with another image.
         """
         began_s, name = time.monotonic(), transport.host.name
-        far = look(transport, self.folder, ())
+        far = look(transport, self.folder)
         have, sizes = far.has(self.image.layers), layer_sizes(laptop, self.image)
         voice.say(self._cost(name, have, sizes))
         if isinstance(transport, DryTransport):
@@ -72,8 +79,8 @@ class Shipment:
                 report = self._bring(transport, laptop, far, 0, sizes, voice)
             except _RefusedArchive as again:
                 raise self._unloaded(name, again) from again
-        self._compare(transport)
-        return replace(report, seconds=time.monotonic() - began_s)
+        arrived = compare(transport, self.image, self.reference)
+        return replace(report, arrived_id=arrived.id, seconds=time.monotonic() - began_s)
 
     def _cost(self, name: str, have: int, sizes: Sequence[int | None]) -> str:
         missing = sizes[have:]
@@ -91,41 +98,50 @@ class Shipment:
         sizes: Sequence[int | None],
         voice: Voice,
     ) -> Report:
-        began_s = time.monotonic()
+        began_s, name = time.monotonic(), transport.host.name
         wanted = dict(zip(self.image.layers[have:], sizes[have:], strict=True))
         kind = next((kind for kind, tool in (("zst", "zstd"), ("gz", "gzip")) if tool in far.tools), "raw")
         if kind == "zst" and laptop.read(["zstd", "--version"], check=False).code:
             kind = "gz" if "gzip" in far.tools else "raw"
-        self.spool.fill(laptop, self.image.id, wanted, kind=kind)
-        layers = [self.spool.layer(diff_id, kind) if n >= have else None for n, diff_id in enumerate(self.image.layers)]
-        pieces = archive(self.spool.config(self.image.id) or b"", self.reference, layers, self.spool)
-        far = look(transport, self.folder, {piece.name for piece in pieces})
-        begun = {piece.name: _begun(piece, far.pieces.get(piece.name)) for piece in pieces}
-        left_bytes = sum(piece.bytes - begun[piece.name] for piece in pieces)
-        self._check_space(transport.host.name, far, left_bytes, sum(layer.plain_bytes for layer in layers if layer))
-        sent_bytes = 0
-        with voice.moving(f"{self.reference} -> {transport.host.name}", left_bytes) as moved:
+        far = look(transport, self.folder, pieces=True)
+        plain_bytes = self._check_space(name, far, wanted, kind)
+        sent: dict[str, tuple[int, int]] = {}
+        chunks = self.spool.pack(laptop, self.image.id, wanted, kind=kind, whole=have == 0)
+        with (
+            voice.moving(f"{self.reference} -> {name}, as it is unpacked", plain_bytes) as moved,
+            Ahead(chunks) as made,
+        ):
+            for piece in made:
+                self._bring_piece(transport, piece, far, moved, sent)
+            layers = [
+                self.spool.layer(digest, kind) if n >= have else None for n, digest in enumerate(self.image.layers)
+            ]
+            pieces = archive(self.spool.config(self.image.id) or b"", self.reference, layers, self.spool)
             for piece in pieces:
-                sent_bytes += self._send(transport, piece, begun[piece.name], moved)
+                self._bring_piece(transport, piece, far, moved, sent)
+        sent_bytes, resumed_bytes = (sum(counts) for counts in zip(*sent.values(), strict=True))
         took_s = time.monotonic() - began_s
         rate = f" at {sent_bytes / took_s / 1e6:.1f} MB/s with packing" if sent_bytes > SLACK_BYTES else ""
-        voice.say(f"sent {sent_bytes} bytes in {took_s:.1f} s{rate}; {transport.host.name} is loading them")
+        voice.say(f"sent {sent_bytes} bytes in {took_s:.1f} s{rate}; {name} is loading them")
         result = transport.run(ship.load(self.folder, [(piece.kind, piece.name) for piece in pieces]), check=False)
         if result.code:
             self._is_there(transport)
             raise _RefusedArchive(result.stderr.decode(errors="replace").strip()[-400:])
         transport.run(ship.forget(self.folder, {piece.name for piece in pieces}), check=False)
+        of_layers = {chunk.name for layer in layers for chunk in layer or ()}
         for piece in pieces:
-            if piece.kind == "raw" and piece not in layers:
+            if piece.name not in of_layers:
                 piece.path.unlink(missing_ok=True)
+        packed_bytes = sum({piece.name: piece.bytes for piece in pieces}.values())
         return self._report(
-            have, began_s, sent_bytes=sent_bytes, resumed_bytes=sum(begun.values()), packed_bytes=left_bytes
+            have, began_s, sent_bytes=sent_bytes, resumed_bytes=resumed_bytes, packed_bytes=packed_bytes
         )
 
     def _report(
         self, have: int, began_s: float, *, sent_bytes: int = 0, resumed_bytes: int = 0, packed_bytes: int = 0
     ) -> Report:
         return Report(
+            arrived_id=self.image.id,
             layers=len(self.image.layers),
             layers_sent=len(self.image.layers) - have,
             sent_bytes=sent_bytes,
@@ -133,6 +149,22 @@ class Shipment:
             packed_bytes=packed_bytes,
             seconds=time.monotonic() - began_s,
         )
+
+    def _bring_piece(
+        self,
+        transport: Transport,
+        piece: Packed,
+        far: FarSide,
+        moved: Callable[[int], None],
+        sent: dict[str, tuple[int, int]],
+    ) -> None:
+        """Send a piece, unless that was done; notes (sent, resumed) bytes of it."""
+        if piece.name in sent:
+            return
+        begun = _begun(piece, far.pieces.get(piece.name))
+        expands = piece.plain_bytes / max(1, piece.bytes)
+        moved(int(begun * expands))
+        sent[piece.name] = self._send(transport, piece, begun, lambda count: moved(int(count * expands))), begun
 
     def _send(self, transport: Transport, piece: Packed, begun: int, moved: Callable[[int], None]) -> int:
         """Send what is left of a piece, once more from its beginning when what had come is not what it should be.
@@ -169,28 +201,29 @@ class Shipment:
             code=Exit.REFUSED if busy else Exit.NOT_VERIFIED if torn else Exit.HOST_NOT_READY,
         )
 
-    def _check_space(self, name: str, far: FarSide, left_bytes: int, plain_bytes: int) -> None:
-        needs = (
-            (
-                far.folder_free_bytes,
-                left_bytes + SLACK_BYTES,
-                f"the pieces in {self.folder}",
-                "set root to a larger disk",
-            ),
-            (far.engine_free_bytes, COPIES * plain_bytes + SLACK_BYTES, "its engine", "launch image prune"),
-        )
-        for free, needed, what, remedy in needs:
-            if free is not None and free < needed:
-                raise LaunchError(
-                    f"{name} has {free / 1e9:.2f} GB free for {what}, the image needs {needed / 1e9:.2f} GB",
-                    why=f"{self.reference} is unpacked there, and the engine holds it {COPIES} times while it loads",
-                    remedy=f"{remedy}, or free space on {name}, then run this again; nothing was sent",
-                    code=Exit.HOST_NOT_READY,
-                )
+    def _check_space(self, name: str, far: FarSide, wanted: Mapping[str, int | None], kind: str) -> int:
+        """The unpacked bytes to bring. What is not packed yet is counted as if it did not shrink.
+
+        Raises:
+            LaunchError: HOST_NOT_READY when the pieces or the engine would find no room.
+        """
+        packed_bytes = plain_bytes = 0
+        for diff_id, length_bytes in wanted.items():
+            chunks = self.spool.layer(diff_id, kind)
+            known = self.image.bytes if length_bytes is None else length_bytes  # unknown is unknown for every layer
+            packed_bytes += known if chunks is None else sum(chunk.bytes for chunk in chunks)
+            plain_bytes += known if chunks is None else sum(chunk.plain_bytes for chunk in chunks)
+            if length_bytes is None and chunks is None:
+                break
+        packed_bytes = max(0, packed_bytes - sum(count for count, _ in far.pieces.values()))
+        pieces = f"the pieces in {self.folder}"
+        check_room(name, far.folder_free_bytes, packed_bytes, self.reference, place=pieces)
+        check_room(name, far.engine_free_bytes, COPIES * plain_bytes, self.reference, place="its engine")
+        return plain_bytes
 
     def _is_there(self, transport: Transport) -> None:
         """A load that failed because the engine went away is another trouble than one that it refused."""
-        look(transport, self.folder, ())
+        look(transport, self.folder)
 
     def _unloaded(self, name: str, refused: _RefusedArchive) -> LaunchError:
         return LaunchError(
@@ -200,16 +233,40 @@ class Shipment:
             code=Exit.HOST_NOT_READY,
         )
 
-    def _compare(self, transport: Transport) -> None:
-        result = transport.read(images.image(self.reference), check=False)
-        there = parse_image(result.text) if result.code == 0 else None
-        if there is None or there.id != self.image.id:
-            raise LaunchError(
-                f"the image that arrived on {transport.host.name} is not the one that was sent",
-                why=f"its engine has {there.id if there else 'no image'} as {self.reference}, not {self.image.id}",
-                remedy="run the same command again; an engine with another image store may need `make image` there",
-                code=Exit.NOT_VERIFIED,
-            )
+
+def check_room(name: str, free_bytes: int | None, needed_bytes: int, reference: str, *, place: str) -> None:
+    """See whether a place on a host has room, where that is known.
+
+    Raises:
+        LaunchError: HOST_NOT_READY when it has not.
+    """
+    needed_bytes += SLACK_BYTES
+    if free_bytes is not None and free_bytes < needed_bytes:
+        remedy = "launch image prune" if place == "its engine" else "set root to a larger disk"
+        raise LaunchError(
+            f"{name} has {free_bytes / 1e9:.2f} GB free for {place}, the image needs {needed_bytes / 1e9:.2f} GB",
+            why=f"{reference} is unpacked there, and the engine holds it {COPIES} times while it loads",
+            remedy=f"{remedy}, or free space on {name}, then run this again; nothing was sent",
+            code=Exit.HOST_NOT_READY,
+        )
+
+
+def compare(transport: Transport, image: Image, reference: str) -> Image:
+    """The image of that name on the host, which must be this one.
+
+    Raises:
+        LaunchError: NOT_VERIFIED when it is another, or there is none.
+    """
+    result = transport.read(images.image(reference), check=False)
+    there = parse_image(result.text) if result.code == 0 else None
+    if there is not None and there.is_same(image):
+        return there
+    raise LaunchError(
+        f"the image that arrived on {transport.host.name} is not the one that was sent",
+        why=f"its engine has {there.id if there else 'no image'} as {reference}, not {image.id}",
+        remedy="run the same command again; if it stays, remove that image there or make it there: `make image`",
+        code=Exit.NOT_VERIFIED,
+    )
 
 
 def _begun(piece: Packed, told: tuple[int, str] | None) -> int:

@@ -169,8 +169,11 @@ def locks(envs: Path) -> list[Path]:
 
 
 def marker(lock_hash: str) -> str:
-    """What is on a host that has this environment, written last; ``@/`` stands for its root."""
-    return f"@/env/{lock_hash[:16]}/.complete"
+    """What is on a host that has this environment, written last; ``@/`` stands for its root.
+
+    ``@python`` is the kind of interpreter that it was made with: hosts that share a disk need not have the same.
+    """
+    return f"@/env/{lock_hash[:16]}-@python/.complete"
 
 
 def _folder(site: Site, lock_hash: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -14,11 +13,15 @@ from typing import Any, Literal, cast, get_args
 
 from launch import secrets
 from launch.errors import Exit, LaunchError, printable
+from launch.inventory.words import expanded as _expanded
+from launch.inventory.words import kind_of as _kind
+from launch.inventory.words import nearest as _nearest
 
 FILE = "launch.toml"
 KNOWN_HOSTS = "launch.known_hosts"
 LOCAL = "local"
 DEFAULT_ROOT = "~/minimind"
+REGISTRY = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)+|[a-z0-9-]+(?=:))(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 ExecutorName = Literal["auto", "docker", "venv", "slurm"]
@@ -48,12 +51,15 @@ class Host:
     identity_file: Path | None = None
     python: str | None = None
     image: str | None = None
+    registry: str | None = None
+    registry_user: str | None = None
+    registry_secret: str | None = None
     secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """Every host, and the home folder: the one with launch.toml, else the working directory."""
+    """Every host, and the home folder: the one with launch.toml, else the working directory; the secrets once found."""
 
     path: Path | None
     home: Path
@@ -61,6 +67,7 @@ class Inventory:
     known_hosts: Path
     ssh_config: Path | None = None
     secrets_file: Path = Path(secrets.FILE)
+    vault: secrets.Vault | None = None
 
     def host(self, name: str) -> Host:
         """The host of this name.
@@ -193,7 +200,8 @@ def _host(name: str, entry: object, *, home: Path, where: str, secret_names: tup
     values = {key: _typed(entry, key, kind, where=where, prefix=prefix) for key, kind in _KEYS.items()}
     for key, (holds, says) in _RULES.items():
         if values[key] is not None and not holds(values[key]):
-            raise _wrong(where, f"{prefix}.{key}", f"{says}, not {values[key]!r}", "correct it")
+            shown = "" if key == "registry_secret" else f", not {values[key]!r}"  # it may be the value itself
+            raise _wrong(where, f"{prefix}.{key}", f"{says}{shown}", "correct it")
     ssh, root, identity = values["ssh"], values["root"], values["identity_file"]
     if name == LOCAL and ssh is not None:
         raise _wrong(where, f"{prefix}.ssh", "local is this machine, which needs no ssh", "give that host another name")
@@ -206,6 +214,9 @@ def _host(name: str, entry: object, *, home: Path, where: str, secret_names: tup
             raise _wrong(where, f"{prefix}.ssh", str(error), f"correct {ssh!r}") from error
         if root is not None and not re.match(r"/|~(/|$)", root):
             raise _wrong(where, f"{prefix}.root", "it must begin with / or ~/", f"correct {root!r}")
+    if (values["registry_user"] is None) != (values["registry_secret"] is None):
+        given, lacks = sorted(("registry_user", "registry_secret"), key=lambda key: values[key] is None)
+        raise _wrong(where, f"{prefix}.{given}", f"{lacks} is missing", "set both, or neither")
     default_root = str(home / "local") if name == LOCAL else DEFAULT_ROOT
     return Host(
         name=name,
@@ -221,6 +232,9 @@ def _host(name: str, entry: object, *, home: Path, where: str, secret_names: tup
         identity_file=home / _expanded(identity) if identity else None,
         python=values["python"],
         image=values["image"],
+        registry=values["registry"],
+        registry_user=values["registry_user"],
+        registry_secret=values["registry_secret"],
         secrets=secret_names if own_secrets is None else own_secrets,
     )
 
@@ -237,6 +251,9 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "identity_file": str,
     "python": str,
     "image": str,
+    "registry": str,
+    "registry_user": str,
+    "registry_secret": str,
 }
 _EXECUTORS = get_args(ExecutorName)
 _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
@@ -244,6 +261,9 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "price_per_hour": (lambda value: 0 <= value < float("inf"), "it must be a price, 0 or more"),
     "gpus": (lambda value: value >= 0, "it must be 0 or more"),
     "root": (lambda value: value and printable(value) == value and "\n" not in value, "it must be a plain path"),
+    "registry": (REGISTRY.fullmatch, "it must look like name:port/folder, in small letters and without https://"),
+    "registry_user": (lambda value: re.fullmatch(r"[^\s:]+", value), "it must be a name without spaces and colons"),
+    "registry_secret": (secrets.NAME.fullmatch, "it must be the name of a secret"),
     "currency": (lambda value: re.fullmatch(r"[A-Z]{3}", value), "it must be a code of three letters such as CNY"),
 }
 
@@ -277,20 +297,3 @@ def _known_keys(table: Mapping[str, Any], known: tuple[str, ...], *, where: str,
 
 def _wrong(where: str, key: str, why: str, remedy: str) -> LaunchError:
     return LaunchError(f"{where}: {key} cannot be used", why=why, remedy=remedy, code=Exit.INVALID)
-
-
-def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # ~nobody: no such user
-        return Path(path)
-
-
-def _kind(value: object) -> str:
-    names = {bool: "true or false", str: "text", int: "a number", float: "a number", list: "a list", dict: "a table"}
-    return names.get(type(value), type(value).__name__)

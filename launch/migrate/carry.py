@@ -73,7 +73,7 @@ class SendData(Carrying):
         torn = []
         total_bytes = sum(file.length_bytes for file in missing.values())
         with store.locked():
-            courier = Courier(move.source, move.inventory, "/", store)
+            courier = Courier(move.source, move.inventory, "/", store, move.voice)
             with move.voice.moving(f"data of {move.asked.source.name} -> {spool}", total_bytes) as moved:
                 for group in courier.bring(list(missing.values()), moved):
                     for file, whole in group:

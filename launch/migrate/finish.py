@@ -74,7 +74,7 @@ class Continue:
         (run,) = observe(move.target, run_id=run_id) or [self._gone(run_id)]
         nproc = move.ranks(move.site().facts, control.spec_of(run))
         move.journal.intend(run_id=run_id, attempt=move.journal.facts("save")["attempts"][run_id])
-        resumed = control.resume(move.ends, run, move.laptop, nproc=nproc, secrets=move.secrets)
+        resumed = control.resume(move.ends, run, move.laptop, move.voice, nproc=nproc, secrets=move.secrets)
         return resumed or run
 
     def _stage(self) -> Run:
@@ -87,7 +87,7 @@ class Continue:
         move.journal.intend(run_id=run_id, attempt=0)
         if observe(move.target, run_id=run_id):  # its spec is there and no attempt: its start was cut off
             (run,) = observe(move.target, run_id=run_id)
-            return control.resume(move.ends, run, move.laptop, nproc=None, secrets=move.secrets) or run
+            return control.resume(move.ends, run, move.laptop, move.voice, nproc=None, secrets=move.secrets) or run
         run_dir = f"{plan.facts.root}/runs/{run_id}"
         plan = dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, run_id=run_id), run_dir=run_dir)
         start.carry_out(plan, move.target, move.ends.laptop, move.voice)

@@ -105,17 +105,26 @@ class Findings:
 
 
 def check(
-    transport: Transport, inventory: Inventory, *, folder: Path, voice: Voice, look_elsewhere: bool = True
+    transport: Transport,
+    inventory: Inventory,
+    *,
+    folder: Path,
+    voice: Voice,
+    look_elsewhere: bool = True,
+    without_weights: bool = False,
 ) -> Findings:
     """Compare everything that the host has with what is at home, all of it hashed now on both sides.
 
-    ``look_elsewhere`` measures what lies outside the root, which may take 20 s.
+    ``look_elsewhere`` measures what lies outside the root, which may take 20 s. A host that has neither weights nor
+    checkpoints is a gap, unless ``without_weights`` says that this is known.
 
     Raises:
         LaunchError: UNREACHABLE; a gap is no exception.
     """
     host, root = transport.host.name, host_path(transport, transport.host.root)
     sync = f"launch sync-out --host {host} --to {shlex.quote(str(folder))}"
+    none_known = f"{sync} --without-weights"
+    sync = none_known if without_weights else sync
     runs = observe(transport)
     gaps = [
         Gap(path=run.run_id, why=f"it is {run.state.state}", repair=f"launch stop {run.run_id}")
@@ -129,6 +138,10 @@ def check(
         for odd in listing.odd
         if not odd.why.startswith("temporary")
     ]
+    if listing.files and not without_weights and not any(file.weights or file.checkpoint for file in listing.files):
+        why = "there are no weights at all on the host, and no checkpoint: its runs failed, or they lie elsewhere"
+        repair = f"look for them on {host}; if there are none, `{none_known}` and --without-weights here too"
+        gaps.append(Gap(path="out", why=why, repair=repair))
     wanted = list(_wanted(listing.files))
     voice.say(f"comparing {len(wanted)} files of {host} with {folder}")
     files, moving = trip.settled(wanted)

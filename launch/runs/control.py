@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from launch import environment
 from launch.errors import Exit, LaunchError
 from launch.executors import EXECUTORS, Environment, Executor
-from launch.runs import names
+from launch.runs import forecast, names
 from launch.runs.observe import Run, observe
 from launch.runs.start import Ends, Laptop, attempt_of
 from launch.secrets import Secret
@@ -87,11 +88,14 @@ def resume(
     ends: Ends,
     run: Run,
     laptop: Laptop,
+    voice: Voice,
     *,
     nproc: int | None,
     secrets: Callable[[Sequence[str]], Mapping[str, Secret]],
 ) -> Run | None:
     """Start the next attempt of a run that is not alive; None when it has succeeded and there is nothing to do.
+
+    Its host says first what is left of it, at this number of ranks, and what is certain to fail.
 
     ``secrets`` finds the secrets of these names on this laptop.
 
@@ -117,10 +121,12 @@ def resume(
     provided = environment.recall(executor.name, site, wanted)
     if spec.name:
         names.claim(transport, root, spec.name, run.run_id, owner=laptop.owner, pid=os.getpid())
-    transport.run(["sh", "-c", UNSTOP, "sh", run.run_dir])
     number = run.state.attempt + 1
     memory = site.facts.memory_dir
     attempt = attempt_of(spec, run.run_dir, root, provided, number=number, nproc=nproc, hand=hand, memory=memory)
+    planned = dataclasses.replace(spec, nproc=nproc or spec.nproc)
+    forecast.ask(executor, transport, site.facts, attempt, planned, voice)
+    transport.run(["sh", "-c", UNSTOP, "sh", run.run_dir])
     executor.start(transport, site.facts, attempt)
     return _again(transport, run)
 

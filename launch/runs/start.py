@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -180,14 +180,13 @@ def carry_out(plan: Plan, transport: Transport, laptop: Transport, voice: Voice)
     """
     voice = Supposed(voice) if isinstance(transport, DryTransport) else voice
     inputs.push(plan.inputs.files, transport, voice)
-    for task in plan.provision.tasks:
-        task.do(transport, laptop, voice)
-    root, spec, who = plan.facts.root, plan.spec, plan.laptop
+    provided = plan.provision.carried_out(transport, laptop, voice)
+    root, spec, who = plan.facts.root, replace(plan.spec, image_digest=provided.image_id), plan.laptop
     first = attempt_of(
         spec,
         plan.run_dir,
         root,
-        plan.provision.environment,
+        provided,
         number=1,
         nproc=None,
         new=True,

@@ -26,6 +26,7 @@ def watch(
     now_utc: Callable[[], str],
     interval_s: float = INTERVAL_S,
     give_up_s: float = GIVE_UP_S,
+    without_weights: bool = False,
 ) -> Report:
     """Copy what is finished, again and again, until the run (or every run of the host) has ended; then sync all of it.
 
@@ -50,6 +51,7 @@ def watch(
                     voice=voice,
                     now_utc=now_utc(),
                     checkpoints_count=True,
+                    without_weights=without_weights,
                 )
             brought = rounds.bring(transport, now_utc=now_utc())
             if brought:

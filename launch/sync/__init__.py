@@ -2,6 +2,7 @@
 
 from launch.sync.home import Report, sync_out
 from launch.sync.laptop import Push, compare, sync_in
+from launch.sync.mirror import Mirrored, mirror, remote_of
 from launch.sync.rounds import Rounds
 
-__all__ = ["Push", "Report", "Rounds", "compare", "sync_in", "sync_out"]
+__all__ = ["Mirrored", "Push", "Report", "Rounds", "compare", "mirror", "remote_of", "sync_in", "sync_out"]

@@ -9,33 +9,43 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launch.argv import rsync
 from launch.errors import Exit, LaunchError
 from launch.inventory import Inventory
+from launch.sync import archive, packing
 from launch.sync.listing import RemoteFile
-from launch.sync.scripts import BATCH
+from launch.sync.scripts import ARCHIVE
 from launch.sync.store import Store
 from launch.transport import Transport, ssh_command, ssh_destination
+from launch.voice import Voice
 from minimind.durable import sha256_file
 
 RSYNC_FROM_BYTES = 4 << 20
 SMALL_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20
 BATCH_FILES = 500
+MEMBER_BYTES = 8 << 10
+"""What an archive may say of a file beside its bytes."""
+FSYNCS = 8
+"""At once: a disk answers several in the time of one."""
 
 
 class Courier:
     """Brings files of one host; ``root`` is absolute there."""
 
-    def __init__(self, transport: Transport, inventory: Inventory, root: str, store: Store) -> None:
-        self._transport, self._root, self._store = transport, root, store
+    def __init__(self, transport: Transport, inventory: Inventory, root: str, store: Store, voice: Voice) -> None:
+        self._transport, self._root, self._store, self._voice = transport, root, store, voice
         self._ssh: list[str] | None = None
+        self._can_pack, self._pack = False, False
         host = transport.host
         if host.ssh is not None and shutil.which("rsync"):
-            has_rsync = transport.read(["sh", "-c", "command -v rsync"], check=False).code == 0
-            self._ssh = ssh_command(host, inventory) if has_rsync else None
+            theirs = transport.read(["rsync", "--version"], check=False)
+            self._ssh = ssh_command(host, inventory) if theirs.code == 0 else None
+            ours = subprocess.run(["rsync", "--version"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+            self._can_pack = b"zstd" in theirs.stdout and b"zstd" in ours.stdout
 
     def bring(
         self, files: Sequence[RemoteFile], on_bytes: Callable[[int], None]
@@ -47,47 +57,84 @@ class Courier:
         small = [file for file in files if file.length_bytes <= SMALL_BYTES and not self._store.part_bytes(file.sha256)]
         for batch in _batches(small):
             self._fetch_small(batch, on_bytes)
-            yield [(file, self._verify(file)) for file in batch]
-        for file in sorted(set(files) - set(small), key=lambda file: file.length_bytes):
-            try:
-                self._fetch(file, on_bytes)
-            except LaunchError as error:
-                if error.code != Exit.NOT_VERIFIED:
-                    raise  # else it became shorter: the part cannot match
+            with ThreadPoolExecutor(FSYNCS) as pool:
+                yield list(zip(batch, pool.map(self._verify, batch), strict=True))
+        large = sorted(set(files) - set(small), key=lambda file: file.length_bytes)
+        if large and self._can_pack and sum(map(self._lacking, large)) >= packing.FROM_BYTES:
+            self._measure(large[-1], on_bytes)
+        for file in large:
+            self._fetch_if_there(file, on_bytes)
             yield [(file, self._verify(file))]
+
+    def _lacking(self, file: RemoteFile) -> int:
+        return file.length_bytes - self._store.part_bytes(file.sha256)
+
+    def _measure(self, file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
+        """Decide about packing by the next bytes of a file: how fast they come, and how much they shrink."""
+        part, have = self._store.part(file.sha256), self._store.part_bytes(file.sha256)
+        if have >= file.length_bytes or part.is_symlink():
+            return
+        meter = packing.Meter(on_bytes)
+        with contextlib.suppress(LaunchError):  # whatever is wrong shows when the file is fetched
+            until = min(have + packing.SAMPLE_BYTES, file.length_bytes)
+            self._transport.fetch(f"{self._root}/{file.path}", part, offset=have, length=until, on_bytes=meter)
+            with open(part, "rb") as sample:
+                sample.seek(have)
+                share, bytes_per_s = packing.shrinks_to(sample.read()), meter.bytes_per_s
+            self._pack = packing.pays(share, bytes_per_s)
+            told = f"the link carries {bytes_per_s / 1e6:.0f} MB/s, a sample shrinks to {share:.0%}"
+            self._voice.say(f"{told}: sending {'packed by zstd' if self._pack else 'as it is'}")
 
     def _verify(self, file: RemoteFile) -> bool:
         part = self._store.part(file.sha256)
         whole = part.is_file() and part.stat().st_size == file.length_bytes and sha256_file(part) == file.sha256
+        if whole:
+            with open(part, "rb") as written:
+                os.fsync(written.fileno())
         if not whole:
             part.unlink(missing_ok=True)
         return whole
 
     def _fetch_small(self, files: Sequence[RemoteFile], on_bytes: Callable[[int], None]) -> None:
-        """Many files for the price of one question. Where one changed its length, the hashes tell for all after it.
+        """Many files for the price of one question, as an archive; those that are not in it are asked for one by one.
 
         What streams in is written at once: a link that breaks costs the file that it broke in, and no more.
         """
-        stdin = b"".join(f"{file.length_bytes}\n{file.path}\n".encode() for file in files if file.length_bytes)
-        with contextlib.closing(self._streamed(stdin)) as stream:
-            held = b""
-            for file in files:
-                wanted = file.length_bytes
-                with open(_private(self._store.part(file.sha256)), "wb") as part:
-                    while wanted and (held := held or next(stream, b"")):
-                        on_bytes(len(held[:wanted]))
-                        part.write(held[:wanted])
-                        wanted, held = wanted - len(held[:wanted]), held[wanted:]
-                    part.flush()
-                    os.fsync(part.fileno())
+        waiting = {file.path: file for file in files if file.length_bytes}
+        for file in files:
+            os.close(_private(self._store.part(file.sha256)))
+        with contextlib.closing(self._archive(tuple(waiting))) as stream:
+            most_bytes = sum(file.length_bytes + MEMBER_BYTES for file in files) + SMALL_BYTES
+            for name, chunks in archive.members(stream, most_bytes):
+                if name in waiting:
+                    self._write(waiting.pop(name), chunks, on_bytes)
+        for file in waiting.values():
+            self._fetch_if_there(file, on_bytes)
 
-    def _streamed(self, stdin: bytes) -> Generator[bytes, None, None]:
+    def _write(self, file: RemoteFile, chunks: Iterable[bytes], on_bytes: Callable[[int], None]) -> None:
+        left_bytes = file.length_bytes
+        with open(_private(self._store.part(file.sha256)), "wb") as part:
+            for chunk in chunks:
+                wanted = chunk[:left_bytes]
+                part.write(wanted)
+                on_bytes(len(wanted))
+                left_bytes -= len(wanted)
+
+    def _archive(self, paths: Sequence[str]) -> Generator[bytes, None, None]:
+        stdin = "".join(f"{path}\n" for path in paths).encode()
         try:
             if stdin:
-                yield from self._transport.stream(["sh", "-c", BATCH, "sh", self._root], stdin=stdin)
+                yield from self._transport.stream(["sh", "-c", ARCHIVE, "sh", self._root], stdin=stdin)
         except LaunchError as error:
             if error.code == Exit.UNREACHABLE:
                 raise  # else a file could not be read: its hash will tell
+
+    def _fetch_if_there(self, file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
+        try:
+            self._fetch(file, on_bytes)
+        except LaunchError as error:
+            if error.code != Exit.NOT_VERIFIED:
+                raise  # else it became shorter: the part cannot match
 
     def _fetch(self, file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
         part = self._store.part(file.sha256)
@@ -102,8 +149,6 @@ class Courier:
         if have < file.length_bytes:  # also what rsync could not do: openrsync, a banner, a broken pipe
             remote = f"{self._root}/{file.path}"
             self._transport.fetch(remote, part, offset=have, length=file.length_bytes, on_bytes=on_bytes)
-        with open(part, "rb") as written:
-            os.fsync(written.fileno())
 
     def _rsync(self, file: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> None:
         argv = rsync.append(
@@ -111,6 +156,7 @@ class Courier:
             destination=ssh_destination(self._transport.host),
             remote=f"{self._root}/{file.path}",
             part=str(part.absolute()),
+            pack=self._pack,
         )
         lock = () if self._store.lock_fd is None else (self._store.lock_fd,)
         process = subprocess.Popen(

@@ -65,7 +65,7 @@ def record(store: Store, *, host: str, run_id: str | None, files: Sequence[Mappi
 def read(folder: Path) -> list[Generation]:
     """Every generation, oldest first; a file that is none is passed over."""
     found = []
-    for path in sorted((folder / GENERATIONS).glob("*.json")):
+    for path in sorted((folder / GENERATIONS).glob("*.json"), key=lambda path: path.stem):
         try:
             told = json.loads(path.read_bytes())
             files = tuple(

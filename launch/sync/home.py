@@ -11,6 +11,7 @@ from typing import Any
 from launch.errors import Exit, LaunchError
 from launch.inventory import Inventory
 from launch.sync.listing import Odd, RemoteFile
+from launch.sync.memory import Memory, place
 from launch.sync.store import Store
 from launch.sync.trip import Trip, records
 from launch.transport import Transport, host_path
@@ -27,6 +28,7 @@ class Report:
     files: tuple[RemoteFile, ...]
     fetched: tuple[RemoteFile, ...]
     left_alone: tuple[Odd, ...]
+    weights: bool = True
 
     @property
     def fetched_bytes(self) -> int:
@@ -47,6 +49,7 @@ class Report:
             "files": records(self.files),
             "fetched": [file.path for file in self.fetched],
             "fetched_bytes": self.fetched_bytes,
+            "weights": self.weights,
             "left_alone": [dataclasses.asdict(odd) for odd in self.left_alone],
         }
 
@@ -61,23 +64,28 @@ def sync_out(
     now_utc: str,
     dry: bool = False,
     checkpoints_count: bool = False,
+    without_weights: bool = False,
+    fresh: bool = False,
 ) -> Report:
     """Mirror the host's out/ and runs/ (or one run and the weights made by it) into ``folder``.
 
     ``now_utc`` (``%Y%m%dT%H%M%SZ``) names the folder that keeps what is replaced. With ``dry`` nothing is written
     anywhere: the report says what would be fetched. With ``checkpoints_count`` a checkpoint is as good as weights.
+    A host without weights is brought home too, and then it is an error unless ``without_weights``.
+    What has not been touched since an earlier sync hashed it is not hashed again, unless ``fresh``.
 
     Raises:
-        LaunchError: NOT_VERIFIED without weights or when a file will not hold still, HOST_NOT_READY without room here,
+        LaunchError: NOT_VERIFIED without weights, or when a file will not hold still; HOST_NOT_READY without room here;
             REFUSED when another sync writes there, INCOMPLETE when the link broke.
     """
     root = host_path(transport, transport.host.root)
     not_onto_itself(transport, root, folder)
-    store = Store(folder, stamp=now_utc)
+    store = Store(folder, stamp=now_utc, memory=Memory(folder, place(transport.host, root), fresh=fresh))
     trip = Trip(transport, inventory, root, run_id, store, voice)
     try:
         listing = trip.look()
-        trip.check(listing, checkpoints_count=checkpoints_count)
+        trip.check(listing)
+        weights = trip.has_weights(listing, checkpoints_count=checkpoints_count)
         voice.say(f"comparing {len(listing.files)} files on {transport.host.name}")
         files, unstable = trip.settled(listing.files)
         missing = trip.missing(files)
@@ -87,11 +95,19 @@ def sync_out(
         else:
             with store.locked():
                 files = trip.bring(files, missing, unstable)
+                if not weights and not without_weights:
+                    raise trip.no_weights(len(files))
                 trip.finish(files)
     except OSError as error:
         raise unwritable(folder, error) from error
     return Report(
-        host=transport.host.name, root=root, folder=folder, files=files, fetched=missing, left_alone=listing.odd
+        host=transport.host.name,
+        root=root,
+        folder=folder,
+        files=files,
+        fetched=missing,
+        left_alone=listing.odd,
+        weights=weights,
     )
 
 

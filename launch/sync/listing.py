@@ -32,6 +32,16 @@ class RemoteFile:
     sha256: str = ""
 
     @property
+    def changed_s(self) -> float | None:
+        """When the host last changed it (its ctime, by the host's clock); None where that cannot be told."""
+        return _seconds(self.stamp.split(" ")[-1])
+
+    @property
+    def modified_s(self) -> float | None:
+        """When its bytes were last written, by the host's clock; None where that cannot be told."""
+        return _seconds(self.stamp.split(" ")[-2]) if self.stamp.count(" ") == 3 else None
+
+    @property
     def grows(self) -> bool:
         """Whether it is only ever appended to, so that its first ``length_bytes`` are a true earlier state."""
         name = PurePosixPath(self.path).name
@@ -67,10 +77,11 @@ class Odd:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What there is to bring home, and what is left alone."""
+    """What there is to bring home, and what is left alone; ``now_s`` is the host's clock when it began to look."""
 
     files: tuple[RemoteFile, ...]
     odd: tuple[Odd, ...]
+    now_s: float | None = None
 
 
 def list_files(transport: Transport, root: str, tops: Sequence[str]) -> Listing:
@@ -124,6 +135,7 @@ def parse(listed: bytes, tops: Sequence[str]) -> Listing:
     """
     files: dict[str, RemoteFile] = {}
     odd = []
+    now_s = None
     *entries, end, rest = [b"", *listed.split(b"\0")]
     if (end, rest) != (b"end", b""):
         raise LaunchError(
@@ -136,7 +148,9 @@ def parse(listed: bytes, tops: Sequence[str]) -> Listing:
     for entry in entries[1:]:
         kind, length, inode, mtime, ctime, path = (*entry.split(b" ", 5), b"", b"", b"", b"", b"")[:6]
         name = path.decode("utf-8", "surrogateescape")
-        if kind != b"f":
+        if kind == b"time":
+            now_s = _seconds(length.decode("ascii", "replace"))
+        elif kind != b"f":
             odd.append(Odd(name=_shown(name), why="a link" if kind == b"l" else "no regular file"))
         elif trouble := _unfit(name, tops):
             odd.append(Odd(name=_shown(name), why=trouble))
@@ -149,7 +163,12 @@ def parse(listed: bytes, tops: Sequence[str]) -> Listing:
             known = inode not in (b"-", b"")
             identity = f"#{printable(inode.decode('ascii', 'replace'))}" if known else name
             files[name] = RemoteFile(path=name, length_bytes=int(length), identity=identity, stamp=stamp)
-    return Listing(files=tuple(files.values()), odd=tuple(odd))
+    return Listing(files=tuple(files.values()), odd=tuple(odd), now_s=now_s)
+
+
+def _seconds(told: str) -> float | None:
+    """A time of this century; hosts say all sorts of things."""
+    return float(told) if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,12})?", told) else None
 
 
 def _no_lengths() -> LaunchError:
@@ -175,7 +194,8 @@ def hashes(transport: Transport, folder: str, pairs: Sequence[tuple[str, str]]) 
     """sha256 of (how much, path) each, None for what cannot be read; paths are absolute or below ``folder``."""
     if not pairs:
         return []
-    stdin = b"".join(f"{much}\n{path}\n".encode() for much, path in pairs)
+    order = sorted(range(len(pairs)), key=lambda number: pairs[number][0] != "all")  # whole files share a process
+    stdin = b"".join("{}\n{}\n".format(*pairs[number]).encode() for number in order)
     lines = transport.read(["sh", "-c", HASH, "sh", folder], stdin=stdin).stdout.decode("ascii", "replace").split()
     if len(lines) != len(pairs):
         raise LaunchError(
@@ -184,7 +204,8 @@ def hashes(transport: Transport, folder: str, pairs: Sequence[tuple[str, str]]) 
             remedy=f"see what `ssh {transport.host.ssh} true` prints: it must print nothing",
             code=Exit.HOST_NOT_READY,
         )
-    return [line if re.fullmatch("[0-9a-f]{64}", line) else None for line in lines]
+    found = {n: line for n, line in zip(order, lines, strict=True) if re.fullmatch("[0-9a-f]{64}", line)}
+    return [found.get(number) for number in range(len(pairs))]
 
 
 def _shown(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from launch.inventory import Inventory
 from launch.sync.home import not_onto_itself, unwritable
 from launch.sync.listing import RemoteFile
+from launch.sync.memory import Memory, place
 from launch.sync.store import Store
 from launch.sync.trip import Trip
 from launch.transport import Transport, host_path
@@ -35,7 +36,7 @@ class Rounds:
         """
         root = host_path(transport, transport.host.root)
         not_onto_itself(transport, root, self.folder)
-        store = Store(self.folder, stamp=now_utc)
+        store = Store(self.folder, stamp=now_utc, memory=Memory(self.folder, place(transport.host, root)))
         trip = Trip(transport, self._inventory, root, self.run_id, store, self._voice)
         try:
             listing = trip.look()

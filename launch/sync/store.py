@@ -15,19 +15,25 @@ from pathlib import Path
 
 from launch.errors import Exit, LaunchError
 from launch.sync.listing import RemoteFile
+from launch.sync.memory import Memory
 from minimind.durable import SUMS, fsync_dir, sha256_file
 from minimind.rundir import publish, to_json
 
 LOCK_WAIT_S = 10.0
 MANIFEST = "manifest.json"
+STAMP = re.compile(r"\d{8}T\d{6}Z(-\d{3,})?")
 PREVIOUS, GENERATIONS = ".previous", ".sync/generations"
 
 
 class Store:
-    """``folder`` with its ``.sync/`` (parts, lock, generations) and ``.previous/`` (what was replaced)."""
+    """``folder`` with its ``.sync/`` (parts, lock, generations) and ``.previous/`` (what was replaced).
 
-    def __init__(self, folder: Path, *, stamp: str) -> None:
+    Without a ``memory`` every file is hashed whenever it matters.
+    """
+
+    def __init__(self, folder: Path, *, stamp: str, memory: Memory | None = None) -> None:
         self.folder, self.stamp = folder, stamp
+        self.memory = memory or Memory(folder, "", fresh=True)
         self._parts = folder / ".sync"
         self._unsettled: set[Path] = set()
         self.lock_fd: int | None = None
@@ -89,12 +95,17 @@ class Store:
 
     def matches(self, file: RemoteFile) -> bool:
         """Whether the file is there with exactly its bytes."""
-        return self.has_length(file.path, file.length_bytes) and sha256_file(self.folder / file.path) == file.sha256
+        return self.has_length(file.path, file.length_bytes) and self.digest(file.path) == file.sha256
 
-    def place(self, source: Path, path: str, sha256: str, *, move: bool) -> None:
+    def digest(self, path: str) -> str:
+        """The sha256 of a file that is there."""
+        return self.memory.home(self.folder / path, path)
+
+    def place(self, source: Path, path: str, sha256: str, *, move: bool, modified_s: float | None = None) -> None:
         """Give a verified file its final name, all at once; a different file of that name is kept in .previous/.
 
-        Without ``move`` it is copied: two names never share a file, so that editing one leaves the other.
+        Without ``move`` it is copied: two names never share a file, so that editing one leaves the other. It shows
+        the time ``modified_s`` as that of its last change.
         """
         target = self.folder / path
         if target.is_dir() and not target.is_symlink():
@@ -107,15 +118,17 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._keep_previous(target, path, source)
         if move:
+            part = _dated(source, modified_s)
             try:
                 os.replace(source, target)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                copy_verified(source, target, sha256)
+                part = copy_verified(source, target, sha256, modified_s=modified_s)
                 source.unlink()
         else:
-            copy_verified(source, target, sha256)
+            part = copy_verified(source, target, sha256, modified_s=modified_s)
+        self.memory.placed(target, path, sha256, part)
         self._unsettled.add(target.parent)
 
     def settle(self) -> None:
@@ -145,7 +158,7 @@ class Store:
         for name, digest in read_sums(self.folder / SUMS).items():
             if name in merged or not (self.folder / name).is_file():
                 continue
-            if sha256_file(self.folder / name) == digest:
+            if self.digest(name) == digest:
                 merged[name] = digest
             else:
                 changed.append(name)
@@ -162,10 +175,18 @@ class Store:
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """Map of name to sha256, read from a SHA256SUMS file; lines that are not of its format are left out."""
+    """Map of name to sha256, read from a SHA256SUMS file; empty when it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        return parse_sums(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def parse_sums(data: bytes) -> dict[str, str]:
+    """Map of name to sha256; lines that are not of the format of SHA256SUMS are left out."""
+    try:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
         return {}
     found = (re.fullmatch(r"(\\?)([0-9a-f]{64}) [ *](.+)", line) for line in lines)
     return {(m[3].replace("\\\\", "\\") if m[1] else m[3]): m[2] for m in found if m}
@@ -179,8 +200,12 @@ def format_sums(sums: Mapping[str, str]) -> str:
     )
 
 
-def copy_verified(source: Path, target: Path, sha256: str, *, length_bytes: int | None = None) -> None:
+def copy_verified(
+    source: Path, target: Path, sha256: str, *, length_bytes: int | None = None, modified_s: float | None = None
+) -> os.stat_result:
     """Give ``target`` the bytes of ``source``, or its first ``length_bytes``, once they have this sha256.
+
+    Returns what the new file looked like just before it got its name.
 
     Raises:
         LaunchError: NOT_VERIFIED; the target is as it was.
@@ -197,9 +222,18 @@ def copy_verified(source: Path, target: Path, sha256: str, *, length_bytes: int 
                 remedy="run the same command again; if it happens again, check the disk",
                 code=Exit.NOT_VERIFIED,
             )
+        dated = _dated(temporary, modified_s)
         os.replace(temporary, target)
+        return dated
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _dated(path: Path, modified_s: float | None) -> os.stat_result:
+    if modified_s is not None:
+        with contextlib.suppress(OSError, OverflowError):  # a disk that knows other times only
+            os.utime(path, (modified_s, modified_s))
+    return path.stat()
 
 
 def copy(source: Path, target: Path) -> None:
@@ -216,10 +250,16 @@ def copy(source: Path, target: Path) -> None:
 
 
 def _unused(folder: Path, stamp: str) -> str:
-    """The stamp, or with a number after it when an earlier sync of the same second has it."""
-    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))
-    taken = (folder / PREVIOUS, folder / GENERATIONS)
-    return next(n for n in names if not (taken[0] / n).exists() and not (taken[1] / f"{n}.json").exists())
+    """The stamp, or one after the newest there is when that is not older: two syncs in a second, a clock set back.
+
+    So the names of generations sort by when they were made, whatever this machine's clock says.
+    """
+    names = [path.name.removesuffix(".json") for top in (PREVIOUS, GENERATIONS) for path in (folder / top).glob("*")]
+    newest = max((name for name in names if STAMP.fullmatch(name)), default="")
+    if not STAMP.fullmatch(stamp) or stamp > newest:
+        return stamp
+    base, _, number = newest.partition("-")
+    return f"{base}-{int(number or 1) + 1:03}"
 
 
 def _begins_with(longer: Path, shorter: Path) -> bool:

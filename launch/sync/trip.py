@@ -30,12 +30,15 @@ class Trip:
         self._transport, self._inventory, self._root = transport, inventory, root
         self._run_id, self._store, self._voice = run_id, store, voice
         self._host = transport.host.name
+        self._began_s: float | None = None
+        self._hashed: dict[str, str] = {}
         self._made: set[str] = set()
         self._outdated: set[str] = set()
 
     def look(self) -> Listing:
         """What there is, of use to this trip; not yet hashed."""
         listing = list_files(self._transport, self._root, ["out", f"runs/{self._run_id}" if self._run_id else "runs"])
+        self._began_s = listing.now_s
         if self._run_id is None:
             return listing
         exported = {file.length_bytes for file in listing.files if self._exported(file)}
@@ -45,22 +48,40 @@ class Trip:
     def _exported(self, file: RemoteFile) -> bool:
         return file.path.startswith(f"runs/{self._run_id}/export/")
 
-    def check(self, listing: Listing, *, checkpoints_count: bool = False) -> None:
-        """There must be weights, and room for what is surely new, before anything is hashed or moved.
+    def check(self, listing: Listing) -> None:
+        """There must be something, and room for what is surely new, before anything is hashed or moved.
 
         Raises:
             LaunchError: NOT_VERIFIED, HOST_NOT_READY.
         """
-        wanted = [file for file in listing.files if file.weights and (not self._run_id or self._exported(file))]
-        if not wanted and not (checkpoints_count and any(file.checkpoint for file in listing.files)):
-            raise LaunchError(
-                f"{self._host} has nothing to bring home: no weights",
-                why=f"{self._root} has no {' or '.join(WEIGHTS_SUFFIXES)} file with anything in it in "
-                + (f"runs/{self._run_id}/export" if self._run_id else "out/ or in a run's export/"),
-                remedy=f"see with `launch ps --host {self._host}` how its runs ended",
-                code=Exit.NOT_VERIFIED,
-            )
+        if not listing.files:
+            raise self._no_weights("has nothing to bring home: no weights", "there is no file of a run either", "")
         self.room(file for file in listing.files if not self._store.has_length(file.path, file.length_bytes))
+
+    def has_weights(self, listing: Listing, *, checkpoints_count: bool) -> bool:
+        """Whether there is what a host is rented for: weights for use, made by the run if it is about one."""
+        if any(file.weights and (not self._run_id or self._exported(file)) for file in listing.files):
+            return True
+        return checkpoints_count and any(file.checkpoint for file in listing.files)
+
+    def no_weights(self, brought: int) -> LaunchError:
+        """Everything is at home, and it is not what one wants at home."""
+        run = f"{self._run_id} " if self._run_id else ""
+        return self._no_weights(
+            "has no weights; what else it has is here",
+            f"{brought} files (logs, metrics, …) are in {self._store.folder}, but without weights no SHA256SUMS "
+            "vouches for them",
+            f"; if there should be none: `launch sync-out {run}--host {self._host} --without-weights`",
+        )
+
+    def _no_weights(self, what: str, why: str, remedy: str) -> LaunchError:
+        where = f"runs/{self._run_id}/export" if self._run_id else "out/ or in a run's export/"
+        return LaunchError(
+            f"{self._host} {what}",
+            why=f"{self._root} has no {' or '.join(WEIGHTS_SUFFIXES)} file with anything in it in {where}; {why}",
+            remedy=f"see with `launch ps --host {self._host}` how its runs ended{remedy}",
+            code=Exit.NOT_VERIFIED,
+        )
 
     def room(self, files: Iterable[RemoteFile]) -> None:
         """There must be space for these beside what they replace.
@@ -84,12 +105,15 @@ class Trip:
 
         What goes away meanwhile is let go; of out/ there is only what the run made, when it is about one run.
         """
-        held: dict[str, RemoteFile] = {}
-        moving = {file.path: file for file in files}
-        for pause_s in PAUSES_S:
+        files = list(files)
+        remembered = ((file, self._store.memory.far(file)) for file in files)
+        held = {file.path: dataclasses.replace(file, sha256=digest) for file, digest in remembered if digest}
+        moving = {file.path: file for file in files if file.path not in held}
+        for pause_s in PAUSES_S if moving else ():
             time.sleep(pause_s)
             known = hashed(self._transport, self._root, moving.values())
             now = list_again(self._transport, self._root, (file.path for file in known))
+            self._hashed |= {file.path: file.stamp for file in known}
             held |= {file.path: file for file in known if file.holds_still(now.get(file.path))}
             moving = {file.path: now[file.path] for file in known if file.path in now and file.path not in held}
             if not moving:
@@ -114,7 +138,7 @@ class Trip:
             LaunchError: NOT_VERIFIED naming what will not hold still; everything else is published by then.
         """
         kept = {file.path: file for file in files}
-        courier = Courier(self._transport, self._inventory, self._root, self._store) if missing else None
+        courier = Courier(self._transport, self._inventory, self._root, self._store, self._voice) if missing else None
         given_up = set(unstable)
         for _ in PAUSES_S:
             torn = self._transfer(courier, kept, missing) if courier and missing else set[str]()
@@ -163,7 +187,8 @@ class Trip:
                 raise self._broken(error) from error
         for digest in here.keys() & names.keys():
             for file in names[digest]:
-                self._store.place(self._store.folder / here[digest], file.path, digest, move=False)
+                source = self._store.folder / here[digest]
+                self._store.place(source, file.path, digest, move=False, modified_s=file.modified_s)
         self._store.settle()
         return torn
 
@@ -183,9 +208,10 @@ class Trip:
                 torn |= {file.path for file in names[source.sha256]} - {file.path for file in sure}
                 part = self._store.part(source.sha256)
                 for file in sure[1:]:
-                    self._store.place(part, file.path, file.sha256, move=False)
+                    self._store.place(part, file.path, file.sha256, move=False, modified_s=file.modified_s)
                 if sure:
-                    self._store.place(part, sure[0].path, sure[0].sha256, move=True)
+                    first = sure[0]
+                    self._store.place(part, first.path, first.sha256, move=True, modified_s=first.modified_s)
                 else:  # still of use when the file was only touched
                     self._outdated.add(source.sha256)
             self._store.settle()
@@ -209,6 +235,9 @@ class Trip:
             generations.record(self._store, host=self._host, run_id=self._run_id, files=told)
         for name in self._store.finish(manifest, {file.path: file.sha256 for file in files}):
             self._voice.say(f"{name} was changed on this machine since it came; it is no longer in SHA256SUMS")
+        anew = (file for file in files if self._hashed.get(file.path) == file.stamp)
+        self._store.memory.saw(anew, by_s=self._began_s)
+        self._store.memory.save(only=None if self._run_id else (file.path for file in files))
 
 
 def records(files: Iterable[RemoteFile]) -> list[dict[str, Any]]:

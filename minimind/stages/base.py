@@ -30,7 +30,7 @@ class Stage(abc.ABC):
         self.config, self.info = config, info
         self.kind = kind_for(info, config.arch)
 
-    def prepare(self, model: MiniMind) -> None:
+    def prepare(self, model: MiniMind, say: Callable[[str], None]) -> None:
         """Turn the loaded weights into what is trained: freeze, inject adapters, keep a reference."""
 
     def weigh(self, words: Tokenizer) -> Weigh | None:

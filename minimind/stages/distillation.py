@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ class Distillation(Stage):
     config: DistillationConfig
     told = ("ce",)
 
-    def prepare(self, model: MiniMind) -> None:
+    def prepare(self, model: MiniMind, say: Callable[[str], None]) -> None:
         """Load the teacher, of any size, with the student's vocabulary."""
         (path,) = self.inputs
         self.teacher = checkpoint.load_model(path).requires_grad_(False)

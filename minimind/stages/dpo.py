@@ -25,7 +25,7 @@ class Dpo(Stage):
     told = ("margin", "accuracy")
     config: DpoConfig
 
-    def prepare(self, model: MiniMind) -> None:
+    def prepare(self, model: MiniMind, say: Callable[[str], None]) -> None:
         """Keep the starting weights until the reference is known."""
         self.start = copy.deepcopy(model).requires_grad_(False).eval()
 

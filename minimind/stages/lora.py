@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ class LoraSft(Stage):
 
     config: LoraConfig
 
-    def prepare(self, model: MiniMind) -> None:
+    def prepare(self, model: MiniMind, say: Callable[[str], None]) -> None:
         """Inject new adapters, or those of ``--from_lora``, and freeze the rest."""
         if self.config.from_lora:
-            lora.apply(model, self.config.from_lora)
+            lora.apply(model, self.config.from_lora, say=say)
         else:
             lora.inject(model, rank=self.config.lora_rank, targets=self.config.lora_targets)
 

@@ -31,12 +31,12 @@ class Bench:
         self.transport = LocalTransport(Host(name="here", ssh=None, root=str(root)))
         self.facts = facts.parse(self.transport.read(facts.probe(str(root), None)).text)
 
-    def prepare(self, *flags: str) -> Attempt:
+    def prepare(self, *flags: str, nproc: int = 2) -> Attempt:
         spec = RunSpec(
             run_id=new_run_id("pretrain", now_utc="20260102-030405"),
             stage="pretrain",
             flags=["--save_dir", f"{self.root}/out", "--tokenizer", f"{self.root}/out/tokenizer", *flags],
-            nproc=2,
+            nproc=nproc,
             executor=self.executor.name,
         )
         run_dir = f"{self.root}/runs/{spec.run_id}"
@@ -46,7 +46,7 @@ class Bench:
             run_dir=run_dir,
             root=str(self.root),
             number=1,
-            spec_nproc=2,
+            spec_nproc=nproc,
             nproc=None,
             environment=self.environment,
         )
@@ -131,7 +131,7 @@ def test_on_paper_nothing_starts(bench):
 
 
 def test_a_new_run_gets_its_spec_before_it_starts_and_only_whole(bench):
-    attempt = bench.prepare("--data_path", "nowhere.jsonl")
+    attempt = bench.prepare("--data_path", "nowhere.jsonl", nproc=1)
     spec = pathlib.Path(attempt.run_dir, "spec.json")
     text = spec.read_bytes()
     spec.unlink()
@@ -148,7 +148,7 @@ def test_a_new_run_gets_its_spec_before_it_starts_and_only_whole(bench):
 
 
 def test_a_run_that_fails_at_once_says_why_and_is_not_alive(bench):
-    attempt = bench.prepare("--data_path", f"{bench.root}/dataset/nowhere.jsonl", "--max_steps", "1")
+    attempt = bench.prepare("--data_path", f"{bench.root}/dataset/nowhere.jsonl", "--max_steps", "1", nproc=1)
     handle = bench.start(attempt)
     failed = wait_for(lambda: (run := bench.seen(attempt)).state.state.ended and run)
     assert (failed.state.state, failed.state.reason) == (State.FAILED, "data_missing")

@@ -154,5 +154,6 @@ def test_the_stage_trains_the_targets_asked_for_and_says_on_which_base(tmp_path,
         assert "rank 8 on v_proj, up_proj, float16" in said and ("trained on other weights" in said) is warned
     more = ("--from_lora", str(made), "--lora_name", "lora_more", "--data_path", "dataset/lora_identity.jsonl")
     corpus.train_here(folder, "lora", *corpus.TINY, *trained, *more, run="more")
+    assert f"{made}: rank 8 on v_proj, up_proj, float16" in capsys.readouterr().out
     further = torch.load(folder / "out" / "lora" / "lora_more_64.pth", weights_only=True)
     assert further.keys() == state.keys()

@@ -98,17 +98,22 @@ def test_fifty_kills_of_each_stage_lose_nothing(forker, folder, name):
 WORLDS = [(0, 8, "ddp"), (2, 4, "fsdp"), (4, 2, "ddp"), (0, 8, "ddp")]
 
 
+def all_worlds_take_part(forker, folder, name, flags, run, rng, *, last_step) -> bool:
+    for nproc, accumulation, parallel in WORLDS[:-1]:
+        world = (*flags, "--accumulation_steps", str(accumulation), "--parallel", parallel)
+        saved = max(run.checkpoint_steps(), default=0)
+        while max(run.checkpoint_steps(), default=0) <= saved < last_step - 4 and not run.export.exists():
+            kill_somewhere(forker, folder, STAGES[name][0], world, run, rng, nproc=nproc)
+    return not run.export.exists()
+
+
 def through_worlds(forker, folder, name):
     stage, flags = STAGES[name]
     flags = (*TINY, *BASE, *flags, "--batch_size", "1", "--epochs", "5", "--save_interval", "2")
     whole = forker.train(folder, stage, *flags, "--accumulation_steps", "8", run=f"{name}-worlds-whole")
     run, rng = RunDir(folder / "runs" / f"{name}-worlds"), random.Random(name)
-    for nproc, accumulation, parallel in WORLDS[:-1]:
-        world = (*flags, "--accumulation_steps", str(accumulation), "--parallel", parallel)
-        saved = max(run.checkpoint_steps(), default=0)
-        while max(run.checkpoint_steps(), default=0) <= saved < len(whole) - 4:
-            kill_somewhere(forker, folder, stage, world, run, rng, nproc=nproc)
-    assert not run.export.exists(), "all worlds took part"
+    while not all_worlds_take_part(forker, folder, name, flags, run, rng, last_step=len(whole)):
+        shutil.rmtree(run.root)  # on a busy machine a kill can come after the end
     done = forker.train(folder, stage, *flags, "--accumulation_steps", "8", run=run.root.name)
     for ours, theirs in zip(done, whole, strict=True):
         assert (ours["tokens"], ours["targets"], ours["lr"]) == (theirs["tokens"], theirs["targets"], theirs["lr"])

@@ -11,6 +11,7 @@ import pytest
 
 from launch.errors import Exit, LaunchError
 from launch.release import check
+from launch.sync import sync_out
 from launch.transport import connect
 from tests.conftest import make_ssh_home
 from tests.support import sshd as sshd_parts
@@ -168,6 +169,35 @@ def test_the_command_lists_the_gaps_and_names_the_repair_which_repairs(far):
     fine = far.launch("release-check", "gpu8")
     assert fine.returncode == 0, fine.stderr
     assert "may be released" in fine.stderr
+
+
+def test_a_host_with_failed_runs_only_goes_when_it_is_said_that_there_are_no_weights(tmp_path, server):
+    home = make_ssh_home(tmp_path, server)
+    run = home.root / "runs" / RUN
+    put(run / "spec.json", b'{"run_id": "%s"}' % RUN.encode())
+    put(run / "metrics.jsonl", b'{"step": 1}\n')
+    put(run / "attempts" / "1" / "exit.json", b'{"code": 1, "reason": "trainer_error"}')
+    with connect(home.host, home.inventory) as transport:
+        options = {"folder": home.home, "run_id": None, "voice": Quiet(), "now_utc": "20260101T000000Z"}
+        with pytest.raises(LaunchError, match="no weights"):
+            sync_out(transport, home.inventory, **options)
+        sync_out(transport, home.inventory, **options, without_weights=True)
+        options = {"folder": home.home, "voice": Quiet(), "look_elsewhere": False}
+        (gap,) = check(transport, home.inventory, **options).gaps
+        assert "no weights at all" in gap.why and "--without-weights" in gap.repair
+        assert check(transport, home.inventory, **options, without_weights=True).gaps == ()
+        (home.home / "runs" / RUN / "metrics.jsonl").unlink()
+        assert [gap.path for gap in check(transport, home.inventory, **options, without_weights=True).gaps] != []
+
+
+def test_the_check_hashes_afresh_whatever_a_sync_remembers(far):
+    seen = json.loads((far.home / ".sync" / "seen.json").read_text())
+    flipped = flip(far.home / "out" / "rlhf_512.pth")
+    stat = flipped.stat()
+    stamp = f"{stat.st_size} {stat.st_dev}.{stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    seen["home"]["out/rlhf_512.pth"] = [stamp, digest_of(far, "out/rlhf_512.pth")]
+    (far.home / ".sync" / "seen.json").write_text(json.dumps(seen))
+    assert [gap.path for gap in gaps(far)] == ["out/rlhf_512.pth"]
 
 
 def priced(far, command):

@@ -113,11 +113,10 @@ EVERY_LINEAR = (
         pytest.param("lora", EVERY_LINEAR, marks=pytest.mark.soak),
     ],
 )
-def test_two_ranks_equal_one_rank_with_twice_the_accumulation(folder, stage, more):
+def test_two_ranks_equal_one_rank_with_twice_the_accumulation(folder, forker, stage, more):
     flags, run = (*TINY, *STAGES[stage], "--batch_size", "3", *more), f"{stage}{len(more)}"
     one = corpus.train_here(folder, stage, *flags, "--accumulation_steps", "4", run=f"{run}-1x4")
-    corpus.train_apart(folder, stage, *flags, "--accumulation_steps", "2", run=f"{run}-2x2", nproc=2)
-    close(corpus.metrics(folder / "runs" / f"{run}-2x2"), one)
+    close(forker.train(folder, stage, *flags, "--accumulation_steps", "2", run=f"{run}-2x2", nproc=2), one)
     first, second = (
         torch.load(next((folder / "runs" / f"{run}-{n}" / "export").rglob("*.pth")), weights_only=True)
         for n in ("1x4", "2x2")
@@ -125,12 +124,11 @@ def test_two_ranks_equal_one_rank_with_twice_the_accumulation(folder, stage, mor
     assert all(torch.allclose(first[k].float(), second[k].float(), atol=2e-3) for k in first)
 
 
-def test_ranks_without_a_micro_batch_take_part_and_change_nothing(folder):
+def test_ranks_without_a_micro_batch_take_part_and_change_nothing(folder, forker):
     # 24 samples in micro-batches of 23: the second rank of the last group holds one sample, a third would hold none
     flags = (*TINY, *STAGES["pretrain"], "--batch_size", "24", "--epochs", "3")
     one = corpus.train_here(folder, "pretrain", *flags, run="alone")
-    corpus.train_apart(folder, "pretrain", *flags, run="crowded", nproc=2)
-    close(corpus.metrics(folder / "runs" / "crowded"), one)
+    close(forker.train(folder, "pretrain", *flags, run="crowded", nproc=2), one)
 
 
 @pytest.mark.soak  # tests/faults/test_kills.py goes through 1, 2 sharded, 4 and 1 ranks
@@ -144,11 +142,10 @@ def test_another_world_size_goes_on_with_the_same_samples_per_step(folder):
     close(corpus.metrics(folder / "runs" / "world"), whole, rel=2e-6)
 
 
-def test_a_stop_file_ends_the_run_at_an_agreed_step_and_it_goes_on_exactly(folder):
-    flags = (*TINY, *STAGES["pretrain"], "--batch_size", "2", "--epochs", "30")
-    corpus.train_apart(folder, "pretrain", *flags, run="unstopped")
-    whole = corpus.metrics(folder / "runs" / "unstopped")
-    corpus.train_apart(folder, "pretrain", *flags, "--max_steps", "2", run="stopped")
+def test_a_stop_file_ends_the_run_at_an_agreed_step_and_it_goes_on_exactly(folder, forker):
+    flags = (*TINY, *STAGES["pretrain"], "--batch_size", "2", "--epochs", "8")
+    whole = forker.train(folder, "pretrain", *flags, run="unstopped")
+    forker.train(folder, "pretrain", *flags, "--max_steps", "2", run="stopped")
     run = RunDir(folder / "runs" / "stopped")
     child = subprocess.Popen(
         corpus.command("pretrain", *flags, "--run_dir", "runs/stopped"), cwd=folder, env=corpus.environ()
@@ -160,8 +157,7 @@ def test_a_stop_file_ends_the_run_at_an_agreed_step_and_it_goes_on_exactly(folde
     assert child.wait(60) == 0
     outcome = json.loads((run.attempt(2) / "outcome.json").read_text())
     assert outcome["status"] == "stopped" and outcome["last_step"] == run.checkpoint_steps()[-1] < len(whole)
-    corpus.train_apart(folder, "pretrain", *flags, run="stopped")
-    assert numbers(corpus.metrics(run.root)) == numbers(whole)
+    assert numbers(forker.train(folder, "pretrain", *flags, run="stopped")) == numbers(whole)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(folder, capsys):

@@ -18,6 +18,9 @@ def polite(samples, seed):
     return [{side: [ask, turn("assistant", phrase(rng, 1, 4) + end)] for side, end in sides.items()} for ask in asked]
 
 
+pytestmark = pytest.mark.soak  # `make demo` fails unless its model answers
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = corpus.make(tmp_path_factory.mktemp("learning"))

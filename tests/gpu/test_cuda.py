@@ -1,11 +1,16 @@
 """What only a GPU can show. Skipped where there is none."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
+from minimind import fitting
 from minimind.config import ModelConfig
 from minimind.model import MiniMind, attend, attend_padded
 from minimind.sampling import Batch, Sampling, generate_all
+from minimind.saving import snapshot
 from tests.support import corpus
 from tests.support.corpus import TINY
 
@@ -86,3 +91,44 @@ def test_a_mixture_of_experts_is_sampled_without_a_graph():
     model = MiniMind(config).eval().cuda()
     assert len(generate_all(model, [[5, 6]], Sampling(max_new_tokens=9, stop_ids=frozenset()))[0]) == 9
     assert not Batch(model).stepper.static
+
+
+def test_a_snapshot_of_a_gpu_is_that_of_its_step_although_the_next_update_is_queued_at_once():
+    weights = torch.ones(1 << 24, device="cuda")
+    copied, arrived = snapshot({"w": weights})
+    weights.mul_(2.0)  # queued behind the copy
+    arrived.synchronize()
+    assert copied["w"].device.type == "cpu" and bool((copied["w"] == 1).all()) and bool((weights == 2).all())
+
+
+def test_batches_come_ahead_in_pinned_memory_and_a_resume_from_a_save_aside_is_exact(folder):
+    flags = (*TINY, "--accumulation_steps", "1", "--batch_size", "4", "--epochs", "2", "--from_weight", "none")
+    flags = (*flags, "--dtype", "float32", "--deterministic", "--save_interval", "3")
+    whole = corpus.train_here(folder, "pretrain", *flags, run="aside-whole")
+    corpus.train_here(folder, "pretrain", *flags, "--max_steps", "7", run="aside")
+    shutil.rmtree(folder / "runs" / "aside" / "ckpt" / "step-00000007")  # step 6 was written beside the training
+    again = corpus.train_here(folder, "pretrain", *flags, run="aside")
+    assert [line["loss"] for line in again] == [line["loss"] for line in whole]
+
+
+def test_auto_finds_a_bound_that_runs_and_learns_the_same(folder, monkeypatch, capsys):
+    flags = (*TINY, "--accumulation_steps", "2", "--batch_size", "6", "--from_weight", "none", "--dtype", "float32")
+    plain = corpus.train_here(folder, "pretrain", *flags, run="auto-plain")
+    auto = corpus.train_here(folder, "pretrain", *flags, "--max_tokens_per_batch", "auto", run="auto")
+    assert "--max_tokens_per_batch auto: passes of" in capsys.readouterr().out
+    # all but 40 MB of the memory is kept free: the step has to be cut
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    free_bytes = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    monkeypatch.setattr(fitting, "KEPT_FREE", (free_bytes - 40e6) / total_bytes)
+    cut = corpus.train_here(folder, "pretrain", *flags, "--max_tokens_per_batch", "auto", run="auto-cut")
+    for lines in (auto, cut):
+        for ours, theirs in zip(lines, plain, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_a_trace_holds_the_gpus_kernels_too(folder):
+    flags = (*TINY, "--accumulation_steps", "1", "--batch_size", "3", "--from_weight", "none", "--profile")
+    corpus.train_here(folder, "pretrain", *flags, run="traced")
+    (path,) = (folder / "runs" / "traced" / "profile").iterdir()
+    events = json.loads(path.read_text())["traceEvents"]
+    assert any(event.get("cat") == "kernel" for event in events)

@@ -77,11 +77,14 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine():
-    """A second engine, empty; everything of it is gone afterwards."""
+def engine(disk: str | None = None):
+    """A second engine, empty, perhaps with a disk of this size; everything of it is gone afterwards."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="mmfar"))  # short: a socket's path has 107 bytes
     started = None
     try:
+        if disk:
+            (folder / "data").mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk}", "tmpfs", folder / "data"], check=True)
         started = Engine(folder)
         yield started
     finally:

@@ -72,6 +72,19 @@ class Sshd:
         self.process.terminate()
         self.process.wait(10)
 
+    def start_again(self) -> None:
+        """After stop(): the same server on the same port, as after a boot."""
+        with open(self.folder / "log", "ab") as log:
+            command = [BINARY, "-D", "-e", "-f", self.folder / "sshd_config"]
+            self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection((self.listens_at, self.port), 1) as trial:
+                if trial.recv(4) == b"SSH-":
+                    return
+            time.sleep(0.02)
+        raise RuntimeError("sshd did not start again: " + self.log())
+
 
 def start(folder: pathlib.Path, *, options: str = "", address: str = "127.0.0.1", netns: str = "") -> Sshd:
     """Start one; of an option that is given twice sshd takes the first, so ``options`` override what stands here."""

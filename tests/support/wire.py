@@ -23,7 +23,11 @@ class Wire:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target_port))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target_port))
+                except OSError:  # the server is down for now
+                    client.close()
+                    continue
                 self._pairs.append((client, server))
                 threading.Thread(target=self._relay, args=(client, server), daemon=True).start()
 

@@ -60,7 +60,9 @@ def test_a_broken_line_17_ends_in_exit_6_and_names_the_line(home):
     assert len(list((home.root / "inputs").glob("*/broken.jsonl"))) == 1
 
 
-@pytest.mark.parametrize("moment", ["as soon as it is started", "while it is followed"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("as soon as it is started", marks=pytest.mark.soak), "while it is followed"]
+)
 def test_a_killed_launcher_leaves_the_run_going_and_another_folder_follows_it_byte_for_byte(home, tmp_path, moment):
     launcher = launching.start(home, "run", "pretrain", "--host", "gpu8", "--", *TRAIN, "--epochs", "12")
     (run_dir,) = wait_for(lambda: [d for d in run_dirs(home) if (d / "handle.json").exists()])
@@ -99,6 +101,7 @@ def test_ctrl_c_detaches_stop_saves_and_resume_goes_on_where_it_stopped(home):
 
     resumed = home.launch("resume", run_dir.name[:15], "--nproc", "2", "--detach", "--json")
     assert resumed.returncode == 0, resumed.stderr
+    assert f"{row['last_step']:,} are done" in resumed.stderr
     wait_for(lambda: steps_of(run_dir) > row["last_step"] + 1)
     (alive,) = rows(home)
     assert (alive["state"], alive["attempt"], alive["nproc"]) == ("RUNNING", 2, 2)

@@ -22,6 +22,7 @@ NAME = "CANARY_TOKEN"
 
 def plant(home, value, *, mode=0o600):
     """Name the secret in launch.toml and put its value into launch.secrets."""
+    home.apart = True  # what its process shows is the question
     toml = home.home / "launch.toml"
     toml.write_text(f'secrets = ["{NAME}"]\n{toml.read_text()}')
     file = home.home / "launch.secrets"

@@ -1,5 +1,6 @@
 """`launch ship-image` to a second real engine: only what it lacks travels, cut shipments go on, lies are told apart."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -12,9 +13,10 @@ import subprocess
 
 import pytest
 
+from minimind.durable import tree_hash
 from tests import conftest
+from tests.support import corpus, launching, sshd
 from tests.support import engine as engines
-from tests.support import launching, sshd
 from tests.support.docker import docker, engine_available
 from tests.support.wire import Wire
 
@@ -54,12 +56,17 @@ class Faults:
         self.script.with_name("docker.fault").write_text(f'rm -f "$0.fault"\n{shell}\n')
 
 
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    script = tmp_path_factory.mktemp("wrapper") / "docker"
+def make_wrapper(folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "docker"
     script.write_text(WRAPPER.format(docker=shutil.which("docker")))
     script.chmod(0o755)
-    return Faults(script)
+    return script
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    return Faults(make_wrapper(tmp_path_factory.mktemp("wrapper")))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +165,7 @@ def cut_and_repeat(home, far, image_id: str, *, offset: int, side: str) -> None:
     assert far.image_id(f"{NAME}:1") == image_id
 
 
-@pytest.mark.parametrize("side", ["laptop", "host"])
+@pytest.mark.parametrize("side", ["laptop", pytest.param("host", marks=pytest.mark.soak)])
 def test_a_killed_shipment_goes_on_where_it_ended(home, far, images, side):
     cut_and_repeat(home, far, images[0], offset=random.Random(side).randrange(1 << 20, 6 << 20), side=side)
 
@@ -249,6 +256,129 @@ def test_too_little_space_is_told_before_anything_is_sent(home, images):
         assert not (home.root / "images").exists()
     finally:
         subprocess.run(["umount", home.root], check=True)
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path, size: str):
+    """A disk of its own for a folder; gives where to put what fills it up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield folder / "filler"
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_while_pieces_come_is_told_and_what_came_is_kept(home, far, images):
+    with small_disk(home.root, "120m") as filler:
+        wire = Wire(home.sshd.port, stop_after_bytes=3 << 20, count_client=True)
+        process = start_behind(wire, home, "ship-image", "gpu8", "--image", f"{NAME}:1")
+        launching.wait_for(lambda: stored_bytes(home) >= (3 << 20) - PROTOCOL_BYTES)
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        wire.go_on()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 5 and b"the image could not be brought to gpu8" in said, said
+        assert b"make room" in said and far.image_id(f"{NAME}:1") is None
+        filler.unlink()
+        wire.close()
+        done = ship(home, f"{NAME}:1")
+        assert done.returncode == 0 and json.loads(done.stdout)[0]["resumed_bytes"] > 2 << 20, done.stderr
+        assert far.image_id(f"{NAME}:1") == images[0]
+
+
+def test_an_engines_disk_that_fills_up_while_it_loads_is_told_and_nothing_is_sent_twice(tmp_path, images):
+    fault = Faults(make_wrapper(tmp_path / "bin"))
+    with engines.engine(disk="150m") as far:
+        path = f"{fault.script.parent}:{os.environ['PATH']}"
+        server = sshd.start(tmp_path / "server", options=f'SetEnv DOCKER_HOST={far.socket} "PATH={path}"')
+        try:
+            home = conftest.make_ssh_home(tmp_path, server)
+            home.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+            filler = far.folder / "data" / "filler"
+            fault.next_load(f'dd if=/dev/zero of={filler} bs=64k 2>/dev/null; "$0" "$@"; exit')
+            done = ship(home, f"{NAME}:1")
+            assert done.returncode == 5 and "the engine of gpu8 did not load the image" in done.stderr, done.stderr
+            assert "no space left on device" in done.stderr and far.image_id(f"{NAME}:1") is None
+            filler.unlink()
+            again = ship(home, f"{NAME}:1")
+            assert again.returncode == 0 and json.loads(again.stdout)[0]["sent_bytes"] == 0, again.stderr
+            assert far.image_id(f"{NAME}:1") == images[0]
+        finally:
+            server.stop()
+
+
+def test_a_run_whose_image_does_not_arrive_starts_nothing(home, far, faults):
+    labels = {"org.minimind.code": tree_hash(conftest.ROOT / "minimind")}
+    image_id = engines.image(f"{NAME}:run", [BASE, {"code": b"run"}], labels=labels)
+    toml = home.home / "launch.toml"
+    toml.write_text(f'{toml.read_text()}image = "{NAME}:run"\n')
+    corpus.make(home.home, samples=8)
+    try:
+        faults.next_load('head -c 3000000 | "$0" load --quiet; exit 1')
+        done = home.launch("run", "pretrain", "--host", "gpu8", "--detach")
+        assert done.returncode == 5 and "did not load the image" in done.stderr, done.stderr
+        assert "MB before packing" in done.stderr  # it said what the shipment costs
+        assert not (home.root / "runs").exists() and far.docker("ps", "--all", "--quiet").stdout == ""
+    finally:
+        docker("rmi", "--force", image_id, check=False)
+
+
+def test_a_layer_of_many_chunks_arrives_whole_and_a_cut_repeats_none_that_was_sent(home, far):
+    """Its chunks leave while the later ones are packed; those that came before the cut are not sent again."""
+    noise = random.Random(3)
+    parts = [noise.randbytes(2 << 20) + bytes(63 << 20) for _ in range(2)]
+    image_id = engines.image(f"{NAME}:long", [{"long": b"".join(parts)}])
+    try:
+        wire = Wire(home.sshd.port, stop_after_bytes=3 << 20, count_client=True)
+        process = start_behind(wire, home, "ship-image", "gpu8", "--image", f"{NAME}:long")
+        launching.wait_for(lambda: stored_bytes(home) >= (3 << 20) - PROTOCOL_BYTES)
+        os.killpg(process.pid, signal.SIGKILL)
+        wire.cut()
+        process.communicate()
+        there = arrived_bytes(home)
+        assert list((home.root / "images").glob("*.zst")) and list((home.root / "images").glob("*.part"))
+        done = ship(home, f"{NAME}:long")
+        assert done.returncode == 0 and json.loads(done.stdout)[0]["resumed_bytes"] == there, done.stderr
+        assert far.image_id(f"{NAME}:long") == image_id
+    finally:
+        docker("rmi", "--force", image_id, check=False)
+
+
+def test_all_ships_to_every_host_that_has_an_engine_and_one_that_is_gone_stops_no_other(home, far, images, tmp_path):
+    bare = sshd.start(tmp_path / "bare", options="SetEnv DOCKER_HOST=unix:///nowhere")
+    try:
+        toml, known = home.home / "launch.toml", home.home / "launch.known_hosts"
+        hosts = {"gone": f"root@127.0.0.1:{sshd.free_port()}", "bare": bare.address}
+        more = (
+            f'[hosts.{name}]\nssh = "{address}"\nidentity_file = "{bare.user_key}"\nroot = "{tmp_path / name}"\n'
+            for name, address in hosts.items()
+        )
+        toml.write_text("".join(more) + toml.read_text())
+        known.write_text(known.read_text() + bare.known_hosts())
+        done = home.launch("ship-image", "--all", "--image", f"{NAME}:1", "--json", timeout=300)
+    finally:
+        bare.stop()
+    told = {row["host"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 4 and told.keys() == {"gone", "bare", "gpu8"}, done.stderr
+    assert "error" in told["gone"] and told["bare"]["skipped"] and told["gpu8"]["layers_sent"] == 2
+    assert far.image_id(f"{NAME}:1") == images[0]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_run_brings_the_image_that_its_host_lacks_and_trains_in_it(home, far, training_image):
+    toml = home.home / "launch.toml"
+    toml.write_text(f'{toml.read_text()}image = "{training_image}"\n')
+    corpus.make(home.home, samples=8)
+    words = ("run", "pretrain", "--host", "gpu8", "--", *launching.TRAIN, "--max_steps", "1")
+    done = home.launch(*words, timeout=1500)
+    assert done.returncode == 0 and "shipping minimind-launch:cpu" in done.stderr, done.stderr
+    (run_dir,) = launching.run_dirs(home)
+    assert json.loads((run_dir / "spec.json").read_bytes())["image_digest"] == far.image_id(training_image)
+    again = home.launch(*words, timeout=300)
+    assert again.returncode == 0 and "shipping" not in again.stderr
 
 
 def test_no_image_and_no_engine_are_told(home, tmp_path, faults):

@@ -225,12 +225,21 @@ def test_a_list_that_is_cut_off_is_never_taken_for_the_whole(told):
     assert caught.value.code == Exit.INCOMPLETE
 
 
-def test_a_host_without_weights_is_an_error_that_says_so(ssh_home):
-    put(ssh_home.root / "runs" / RUN / "spec.json", b"{}")
+def test_a_host_with_failed_runs_only_is_brought_home_and_is_an_error_until_told_that_it_is_none(ssh_home):
+    put(ssh_home.root / "runs" / RUN / "attempts" / "1" / "log.txt", b"out of memory\n")
     put(ssh_home.root / "runs" / RUN / "ckpt" / "step-00000001" / "model.pth")
     result = out(ssh_home, code=Exit.NOT_VERIFIED)
-    assert "no weights" in result.stderr
-    assert not (ssh_home.home / "SHA256SUMS").exists()
+    assert "no weights" in result.stderr and "--without-weights" in result.stderr
+    assert tree(ssh_home.home) == tree(ssh_home.root)
+    assert not (ssh_home.home / "SHA256SUMS").exists() and not (ssh_home.home / "manifest.json").exists()
+    told = out(ssh_home, "--without-weights", "--json")
+    assert "NO WEIGHTS on gpu8" in told.stderr and json.loads(told.stdout)["weights"] is False
+    assert sums_hold(ssh_home.home)
+
+
+def test_a_host_without_any_file_is_an_error_whatever_is_said(ssh_home):
+    (ssh_home.root / "out").mkdir(parents=True)
+    assert "no weights" in out(ssh_home, "--without-weights", code=Exit.NOT_VERIFIED).stderr
 
 
 def test_a_host_without_the_root_is_an_error_that_says_so(ssh_home):

@@ -1,21 +1,25 @@
 """What earlier syncs brought: listed, restored byte for byte, and let go only when asked and never to the last."""
 
+import dataclasses
 import json
 import os
+import subprocess
 
 import pytest
 
 from launch.errors import Exit, LaunchError
 from launch.sync import generations, store
+from tests.conftest import make_ssh_home
 from tests.support.syncing import RUN, direct, make_run, put, sums_hold, tree
 
 pytestmark = pytest.mark.sshd
 FIRST, SECOND, THIRD = "20260101T000001Z", "20260101T000002Z", "20260101T000003Z"
 
 
-@pytest.fixture
-def far(ssh_home):
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory, sshd):
     """Three syncs: trained, trained anew with a log that grew, and once more."""
+    ssh_home = make_ssh_home(tmp_path_factory.mktemp("versions"), sshd)
     folder = make_run(ssh_home.root, RUN, "rlhf_512.pth", b"first weights")
     weights = ssh_home.root / "out" / "rlhf_512.pth"
     direct(ssh_home, now_utc=FIRST)
@@ -26,6 +30,13 @@ def far(ssh_home):
     weights.write_bytes(b"third weights")
     direct(ssh_home, now_utc=THIRD)
     return ssh_home
+
+
+@pytest.fixture
+def far(synced, tmp_path):
+    """A copy of what is at home, with its hard links; the host is shared, for nothing is changed on it."""
+    subprocess.run(["cp", "-a", synced.home, tmp_path / "home"], check=True)
+    return dataclasses.replace(synced, home=tmp_path / "home")
 
 
 def let_go(home, keep):

@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 
-from tests.support.image_build import archive, layers
+from tests.support.image_build import archive, build, layers
 
 
 def stream(members: list[tuple[str, bytes | None]], *, time_s: int = 0, owner: str = "") -> io.BytesIO:
@@ -57,3 +57,22 @@ def test_a_configuration_is_the_same_bytes_whatever_the_order_of_labels():
     two = archive.configuration(base, steps, {"b": "2", "a": "1"}, created="2026-01-01T00:00:00Z")
     assert one == two and archive.diff_ids(one) == ["sha256:0", "sha256:1"]
     assert len(json.loads(one)["history"]) == 2
+
+
+def test_an_image_is_known_in_both_kinds_of_store_and_another_is_not():
+    base = archive.Base(name="b", diff_ids=("sha256:0",), architecture="amd64", os="linux", variant="", digest=None)
+    steps = [archive.Step(diff_id="sha256:1", told="one")]
+    config = archive.configuration(base, steps, {"a": "1"}, created="2026-01-01T00:00:00Z")
+    there = json.loads(config)
+    told = {"Config": there["config"], "RootFS": {"Layers": there["rootfs"]["diff_ids"]}, "RepoDigests": []}
+    assert archive.is_it(told | {"Id": archive.image_id(config)}, config)
+    by_manifest = told | {"Id": "sha256:m", "RepoDigests": ["minimind-launch@sha256:m"]}
+    assert archive.is_it(by_manifest, config)
+    assert not archive.is_it(None, config) and not archive.is_it(told | {"Id": "sha256:m"}, config)
+    assert not archive.is_it(by_manifest | {"RootFS": {"Layers": ["sha256:0"]}}, config)
+    assert not archive.is_it(by_manifest | {"Config": told["Config"] | {"User": "root"}}, config)
+
+
+def test_an_images_time_is_the_one_that_is_given_else_the_commits():
+    assert build.created({"SOURCE_DATE_EPOCH": "86400"}) == "1970-01-02T00:00:00Z"
+    assert build.created({}) == build.created({}) and build.created({}) > "2020"

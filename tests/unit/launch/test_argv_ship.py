@@ -1,10 +1,11 @@
 """Shipping and tidying command lines; what the scripts do is tested on real hosts."""
 
-from launch.argv import ship, tidy
+from launch.argv import registry, ship, tidy
 
 
 def test_pieces_are_named_by_the_caller_and_never_joined():
-    assert ship.look("/a b/images", ["x.zst", "y z"])[3:] == ["sh", "/a b/images", "x.zst", "y z"]
+    assert ship.look("/a b/images", pieces=True)[3:] == ["sh", "/a b/images", "pieces"]
+    assert ship.look("/a b/images", pieces=False)[3:] == ["sh", "/a b/images", ""]
     words = ship.receive("/a b", "x.zst", offset=3, length=9, digest="d")
     assert words[3:] == ["sh", "/a b", "x.zst", "3", "9", "d"]
     assert ship.load("/a b", [("raw", "x"), ("zst", "y")])[3:] == ["sh", "/a b", "raw", "x", "zst", "y"]
@@ -18,3 +19,11 @@ def test_a_look_into_an_image_has_no_network_and_pulls_nothing():
     assert words[words.index("--network") + 1] == "none" and words[words.index("--pull") + 1] == "never"
     assert tidy.remove_image("sha256:1") == ["docker", "rmi", "sha256:1"]
     assert tidy.remove("~/r", ["env/a"])[3:] == ["sh", "~/r", "env/a"]
+
+
+def test_an_image_is_pulled_by_digest_and_no_password_is_a_word_of_a_command():
+    push = registry.push("sha256:1", "r:5000/me/x:1", server="r:5000", user="robot")
+    assert push[3:8] == ["sh", "r:5000", "robot", "sh", "-c"] and push[-2:] == ["sha256:1", "r:5000/me/x:1"]
+    pull = registry.pull("r:5000/me/x@sha256:2", "x:cpu", server="r:5000", user=None)
+    assert pull[3:6] == ["sh", "r:5000", ""] and pull[-2:] == ["r:5000/me/x@sha256:2", "x:cpu"]
+    assert "--password-stdin" in push[2] and "--password " not in push[2]

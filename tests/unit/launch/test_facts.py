@@ -1,9 +1,12 @@
 """The probe: what it prints on this machine, and how every answer of other machines is read."""
 
+import pathlib
+import platform
 import subprocess
 
 import pytest
 
+from launch.environment import virtual
 from launch.facts import parse, parse_paths, probe
 
 MINIMAL = "root=/r\nhome=/home/me\nnow=1700000000\nsystem=Linux\nuid=1000\ngid=1000\n"
@@ -88,3 +91,22 @@ def test_the_newest_python_counts_and_an_old_one_is_told():
 def test_each_gpu_is_a_line():
     gpus = "gpu=NVIDIA H100 80GB HBM3, 81559 MiB\n" * 2
     assert parse(MINIMAL + gpus).gpus == ("NVIDIA H100 80GB HBM3, 81559 MiB",) * 2
+
+
+def test_an_environment_of_another_python_is_not_taken_for_the_hosts(tmp_path):
+    """Two hosts share a disk: the environment that one made is none for the other, whose Python has another minor."""
+    paths = [virtual.marker("a" * 64)]
+    made = tmp_path / "root"
+    for minor, there in ((12, True), (13, False)):
+        python = tmp_path / f"python{minor}"
+        python.write_text(f"#!/bin/sh\necho 3.{minor}.7 $0\n")
+        python.chmod(0o755)
+        text = ask(str(made), str(python), paths)
+        found = parse(text)
+        if there:
+            assert found.python_tag == f"cp312-{platform.system().lower()}-{platform.machine()}"
+            marker = pathlib.Path(found.expand(paths[0]))
+            assert marker.parent == made / "env" / f"{'a' * 16}-{found.python_tag}"
+            marker.parent.mkdir(parents=True)
+            marker.write_text("{}")
+        assert (paths[0] in parse_paths(ask(str(made), str(python), paths), paths)) is there

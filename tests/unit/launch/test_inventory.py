@@ -21,6 +21,9 @@ gpus = 8
 identity_file = "keys/id"
 python = "/opt/bin/python"
 image = "mine:1"
+registry = "r.example.com:5000/me/too"
+registry_user = "robot"
+registry_secret = "REGISTRY_PASSWORD"
 [hosts.alias]
 ssh = "alias"
 """
@@ -52,6 +55,8 @@ def test_every_key_is_read(tmp_path):
     assert (host.price_per_hour, host.currency, host.release_command) == (12.0, "USD", "give back")
     assert (host.gpus, host.python, host.image) == (8, "/opt/bin/python", "mine:1")
     assert host.identity_file == tmp_path / "keys" / "id"
+    assert (host.registry, host.registry_user) == ("r.example.com:5000/me/too", "robot")
+    assert host.registry_secret == "REGISTRY_PASSWORD"
 
 
 def test_what_is_not_said_has_its_default(tmp_path):
@@ -99,6 +104,9 @@ def test_local_can_be_given_another_root(tmp_path):
         ("[hosts.gpu8]\nssh = 'x'\nexecutor = 'dcoker'\n", ["hosts.gpu8.executor", "auto, docker, venv, slurm"]),
         ("[hosts.gpu8]\nssh = 'x'\nroot = 'here'\n", ["hosts.gpu8.root", "begin with / or ~/"]),
         ("[hosts.gpu8]\nssh = 'x'\nroot = '/a\\u001b'\n".replace("'", '"'), ["hosts.gpu8.root", "plain path"]),
+        ("[hosts.gpu8]\nssh = 'x'\nregistry = 'https://r.example.com'\n", ["hosts.gpu8.registry", "name:port/folder"]),
+        ("[hosts.gpu8]\nssh = 'x'\nregistry = 'me/images'\n", ["hosts.gpu8.registry", "name:port/folder"]),
+        ("[hosts.gpu8]\nssh = 'x'\nregistry_user = 'me'\n", ["registry_user", "registry_secret is missing"]),
         ("[hosts.gpu8]\nroot = '/r'\n", ["hosts.gpu8.ssh", "missing"]),
         ("[hosts.gpu8]\nssh = 'x:99999'\n", ["hosts.gpu8.ssh", "65535"]),
         ("[hosts.gpu8]\nssh = '-oProxyCommand=id'\n", ["hosts.gpu8.ssh", "user@name:port"]),
@@ -229,3 +237,7 @@ def test_a_value_in_place_of_a_secrets_name_is_refused_and_not_repeated():
     with pytest.raises(LaunchError) as caught:
         parse('secrets = ["key-0123-abcd!"]\n', path=None, home=pathlib.Path("/h"), environ={})
     assert "key-0123" not in str(caught.value)
+    host = '[hosts.a]\nssh = "x"\nregistry_user = "me"\nregistry_secret = "key-0123-abcd!"\n'
+    with pytest.raises(LaunchError) as caught:
+        parse(host, path=None, home=pathlib.Path("/h"), environ={})
+    assert "registry_secret" in str(caught.value) and "key-0123" not in str(caught.value)

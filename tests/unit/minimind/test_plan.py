@@ -95,14 +95,14 @@ def test_a_plan_is_what_the_training_then_does(folder, name):
     assert name != "dpo" or found["data"]["dropped_pairs"], "the cut takes an answer away"
 
 
-def test_a_plan_for_two_ranks_is_what_two_ranks_do_and_the_trainer_says_the_same_lines(folder):
+def test_a_plan_for_two_ranks_is_what_two_ranks_do_and_the_trainer_says_the_same_lines(folder, forker):
     words = (*TINY, "--batch_size", "4", "--accumulation_steps", "3", "--save_interval", "100")
     found = ask(folder, "pretrain", *words, nproc=2)
-    done = corpus.train_apart(folder, "pretrain", *words, run="two", nproc=2)
-    compare(found, corpus.metrics(folder / "runs" / "two"), folder / "runs" / "two")
-    assert found["summary"].replace("2 ranks", "2 x cpu") in done.stdout
+    compare(found, forker.train(folder, "pretrain", *words, run="two", nproc=2), folder / "runs" / "two")
+    told = forker.log.read_text()
+    assert found["summary"].replace("2 ranks", "2 x cpu") in told
     (interval,) = found["notes"]
-    assert "save_interval 100 exceeds the" in interval and interval in done.stdout
+    assert "save_interval 100 exceeds the" in interval and interval in told
 
 
 def test_what_keeps_the_step_equal_at_another_number_of_ranks_does(folder):

@@ -80,10 +80,10 @@ def test_whoever_watches_grants_the_scoring_the_time_of_preparing(folder, monkey
     assert found == [Phase.PREPARE]
 
 
-def test_two_ranks_score_what_one_scores(folder):
-    corpus.train_apart(folder, "dpo", *FLAGS, run="a")
+def test_two_ranks_score_what_one_scores(folder, forker):
+    forker.train(folder, "dpo", *FLAGS, run="a")
     (path,) = kept(folder)
     alone = path.read_bytes()
     path.unlink()
-    corpus.train_apart(folder, "dpo", *FLAGS, run="b", nproc=2)
+    forker.train(folder, "dpo", *FLAGS, run="b", nproc=2)
     assert path.read_bytes() == alone

@@ -24,3 +24,11 @@ def test_appending_to_a_part_says_every_word_apart():
 def test_an_ipv6_address_stands_in_brackets():
     argv = rsync.append(ssh=["ssh"], destination="fe80::1", remote="/r", part="/p")
     assert argv[-2:] == ["[fe80::1]:/r", "/p"]
+
+
+def test_packing_is_asked_for_by_name():
+    argv = rsync.append(ssh=["ssh"], destination="gpu8", remote="/r", part="/p", pack=True)
+    assert argv[5:8] == ["--compress", "--compress-choice=zstd", "--compress-level=1"]
+    assert [word for word in argv if "compress" not in word] == rsync.append(
+        ssh=["ssh"], destination="gpu8", remote="/r", part="/p"
+    )

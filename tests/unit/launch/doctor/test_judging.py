@@ -51,10 +51,10 @@ CLOCK = system.Clock(asked_at=1700000000.0, heard_at=1700000001.0)
 HOST = Host(name="gpu8", ssh="root@gpu8:22", root="/root/autodl-tmp/minimind")
 
 
-def look(*more, without=(), host=HOST, cuda=(13, 0), others=(), clock=CLOCK):
+def look(*more, without=(), host=HOST, cuda=(13, 0), others=(), clock=CLOCK, labels=""):
     kept = "".join(line for line in BASE.splitlines(keepends=True) if not line.startswith(tuple(without) or ("\0",)))
     text = kept + "\n".join(more) + "\n"
-    checks = judge(probe.parse(text), facts.parse(text), host, clock=clock, cuda=cuda, others=others)
+    checks = judge(probe.parse(text), facts.parse(text), host, clock=clock, cuda=cuda, others=others, labels=labels)
     assert all((check.remedy is None) == (check.verdict is Verdict.OK) for check in checks)
     return {check.name: check for check in checks}
 
@@ -169,6 +169,23 @@ ENGINE = 'docker={{"ServerVersion":"28.2.2","Runtimes":{{{}}}}}'
 def test_the_way_of_gpus_into_containers(more, expected, said):
     checks = look(*lines(CARDS["4090"]), *more)
     assert verdict(checks, "docker") == expected and said in checks["docker"].found
+
+
+def test_the_driver_is_held_against_what_the_image_says_that_it_needs():
+    engine = ENGINE.format('"nvidia":{}')
+    old = lines(dataclasses.replace(CARDS["A100"], driver="550.127.08"))
+    there = look(*old, engine, "image=13.0 580.65.06")["driver"]
+    assert there.verdict is Verdict.UNFIT and "the image there is built for CUDA 13.0" in there.found
+    assert "580.65.06" in there.remedy
+    assert verdict(look(*old, engine, "image=12.8 525.60.13"), "driver") == "ok"
+    assert verdict(look(*old, engine, "image=12.8 560.28.03"), "driver") == "unfit"  # its own word, not CUDA's rule
+    assert verdict(look(*old, engine, "image=", labels="12.8 525.60.13"), "driver") == "ok"
+    here = look(*old, engine, labels="13.0 580.65.06")["driver"]
+    assert here.verdict is Verdict.UNFIT and "the image here" in here.found
+    assert verdict(look(*old, engine, "image=none "), "driver") == "warn"
+    assert verdict(look(*old, engine, "image=<no value> x"), "driver") == "unfit"  # says nothing: the lock counts
+    venv = dataclasses.replace(HOST, executor="venv")
+    assert "the environment" in look(*old, engine, "image=12.8 525.60.13", host=venv)["driver"].found
 
 
 def test_no_engine_matters_only_to_who_asks_for_one():

@@ -1,0 +1,153 @@
+"""What a step computes is counted right, and what is slow is named by what was measured."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minimind.config import ModelConfig
+from minimind.efficiency import Account, Setting, Spent, trouble
+from minimind.flops import PEAKS, peak_flops, training_flops
+from minimind.lora import inject
+from minimind.model import MiniMind
+
+LENGTHS = [5, 40, 1, 17]
+
+
+def counted(model, config, lengths, targets):
+    """Operations of torch's own matrix products, forward and backward; attention's kernel is none of them."""
+    torch.manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (1, sum(lengths)))
+    with FlopCounterMode(display=False) as counter:
+        logits = model(ids, lengths=lengths, select=torch.arange(targets))
+        logits.square().sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(flops for kernel, flops in counts.items() if "attention" not in str(kernel))
+
+
+@pytest.mark.parametrize(
+    ("arch", "moe"), [("minimind2", False), ("minimind2", True), ("minimind3", False), ("minimind3", True)]
+)
+def test_the_formula_counts_the_matrix_products_that_torch_counts(arch, moe):
+    config = ModelConfig.for_arch(arch, hidden_size=64, num_hidden_layers=2, vocab_size=300, use_moe=moe)
+    expected = training_flops(config, positions=sum(LENGTHS), pairs=0, targets=30, adapters=None)
+    assert counted(MiniMind(config).train(), config, LENGTHS, 30) == expected
+
+
+def test_a_frozen_model_needs_a_third_less_and_its_adapters_come_on_top():
+    config = ModelConfig.for_arch("minimind2", hidden_size=64, num_hidden_layers=2, vocab_size=300)
+    model = MiniMind(config).train()
+    inject(model, rank=4)
+    adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    expected = training_flops(config, positions=sum(LENGTHS), pairs=0, targets=30, adapters=adapters)
+    found = counted(model, config, LENGTHS, 30)
+    # below the first adapters nothing needs a gradient: the first layer's three input products are not made
+    assert 0.9 * expected < found <= expected
+
+
+def test_attention_is_counted_by_pairs_of_each_text_and_three_times():
+    config = ModelConfig.for_arch("minimind2", hidden_size=64, num_hidden_layers=2, vocab_size=300)
+    without, one, two = (
+        training_flops(config, positions=80, pairs=pairs, targets=9, adapters=None)
+        for pairs in (0, 80 * 81 // 2, 2 * (40 * 41 // 2))
+    )
+    assert one - without == 3 * 4 * 2 * 64 * (80 * 81 // 2)
+    assert (two - without) / (one - without) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tera"),
+    [
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165.2),
+        ("NVIDIA GeForce RTX 4090", "float32", 82.6),
+        ("NVIDIA GeForce RTX 4090 D", "float16", 147.1),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", None),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+        ("NVIDIA H100 PCIe", "bfloat16", 756.0),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312.0),
+        ("NVIDIA A10", "bfloat16", 125.0),
+        ("NVIDIA A1000", "bfloat16", None),
+        ("NVIDIA L40S", "bfloat16", 362.0),
+        ("Tesla V100-SXM2-32GB", "bfloat16", 15.7),
+        ("Tesla V100-SXM2-32GB", "float16", 125.0),
+        ("AMD Instinct MI300X", "bfloat16", None),
+    ],
+)
+def test_a_devices_peak_is_that_of_its_own_name_and_type(name, dtype, tera):
+    found = peak_flops(name, dtype)
+    assert found == (None if tera is None else pytest.approx(tera * 1e12))
+
+
+def test_no_peak_of_matrix_units_is_below_that_of_fp32():
+    assert all(half > single for half, single in PEAKS.values())
+
+
+MODEL = ModelConfig.for_arch("minimind2", hidden_size=512, num_hidden_layers=8, vocab_size=6400)
+GOOD = Setting(
+    model=MODEL,
+    parameters=300_000_000,
+    adapters=None,
+    dtype="bfloat16",
+    pack=True,
+    fill=1.0,
+    log_interval=1,
+    compiled=False,
+    peak_flops=100e12,
+)
+SLOW = Spent(steps=100, passes=100, tokens=2_000_000, pass_tokens=2_000_000, flops=3e14, seconds=60.0)  # MFU 5 %
+
+
+@pytest.mark.parametrize(
+    ("spent", "setting", "named"),
+    [
+        ({"data_wait_s": 4.0}, {}, "the disk under the data is slow"),
+        ({"data_wait_s": 4.0, "steps": 10_000}, {}, "a step lasts 6 ms only: raise --batch_size"),
+        ({"save_s": 12.0}, {}, "20% of the time goes into checkpoints: raise --save_interval"),
+        ({"log_s": 6.0}, {}, "10% of the time goes into logging: raise --log_interval (it is 1)"),
+        ({}, {"pack": False, "fill": 0.31}, "69% of the padded rows is padding: leave --no-pack away"),
+        ({}, {"dtype": "float32"}, "give --dtype bfloat16"),
+        ({"pass_tokens": 50_000}, {}, "a pass holds 500 tokens only: raise --batch_size"),
+        ({}, {"parameters": 26_000_000}, "with 26,000,000 parameters the GPU waits"),
+        ({}, {}, "look at a trace (--profile)"),
+    ],
+)
+def test_what_is_slow_is_named_with_the_figure_that_says_so(spent, setting, named):
+    told = trouble(dataclasses.replace(SLOW, **spent), dataclasses.replace(GOOD, **setting))
+    assert told is not None and named in told
+
+
+def test_nothing_is_said_of_a_busy_gpu_nor_of_one_whose_peak_is_unknown():
+    assert trouble(dataclasses.replace(SLOW, flops=3e15), GOOD) is None
+    assert trouble(SLOW, dataclasses.replace(GOOD, peak_flops=None)) is None
+
+
+def run(account, clock, *, steps, step_s, wait_s):
+    for _ in range(steps):
+        clock[0] += step_s
+        account.step(tokens=1000, passes=1, pass_tokens=1000, flops=1e12, data_wait_s=wait_s)
+        account.settle(log_s=0.0, save_s=0.0)
+
+
+def test_a_warning_comes_once_and_not_before_enough_was_seen():
+    said, clock = [], [100.0]
+    account = Account(setting=dataclasses.replace(GOOD, peak_flops=None), say=said.append, clock=lambda: clock[0])
+    run(account, clock, steps=22, step_s=1.0, wait_s=0.5)
+    assert not said  # the first three steps do not count
+    run(account, clock, steps=50, step_s=1.0, wait_s=0.5)
+    assert len(said) == 1 and said[0].startswith("warning: the loader takes 50% of the time")
+
+
+def test_the_last_line_says_rate_waiting_saves_and_the_efficiency_where_one_rank_is_known():
+    said, clock = [], [0.0]
+    account = Account(setting=GOOD, say=said.append, clock=lambda: clock[0])
+    account.tell(saves=1, save_s=0.1, one_rank=None, ranks=1)
+    assert not said, "an attempt without a step that counts has nothing to tell"
+    run(account, clock, steps=13, step_s=2.0, wait_s=0.02)
+    account.tell(saves=3, save_s=1.25, one_rank=(400.0, "run-a"), ranks=2)
+    assert said == [
+        "500 tokens/s over 10 steps, MFU 0.5%, 1.0% of the time waiting for data, 1.2 s standing still for 3 "
+        "checkpoints, 1.25 times one rank (run-a): 62% efficient"
+    ]
+    account.tell(saves=1, save_s=0.0, one_rank=None, ranks=2)
+    assert "one rank" not in said[-1] and said[-1].endswith("1 checkpoint")
