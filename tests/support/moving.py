@@ -33,14 +33,14 @@ QUIET = "HF_ENDPOINT=http://127.0.0.1:9 PIP_INDEX_URL=http://127.0.0.1:9/simple"
 STOPPING = """
 from minimind import loop
 
-one_step = loop._one_step
+one_step = loop.one_step
 
-def stopping(config, attempt, ranks, state, stop):
+def stopping(config, attempt, ranks, state, *rest):
     if state.step == 7:
         attempt.dir.stop.touch()
-    return one_step(config, attempt, ranks, state, stop)
+    return one_step(config, attempt, ranks, state, *rest)
 
-loop._one_step = stopping
+loop.one_step = stopping
 """
 """Asks the run to stop, as `launch stop` does, always at the same step: a test that waits for one may come late."""
 
