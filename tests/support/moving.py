@@ -30,6 +30,21 @@ FLAGS = (*corpus.TINY, "--epochs", "8", "--batch_size", "2", "--accumulation_ste
 QUIET = "HF_ENDPOINT=http://127.0.0.1:9 PIP_INDEX_URL=http://127.0.0.1:9/simple"
 
 
+STOPPING = """
+from minimind import loop
+
+one_step = loop.one_step
+
+def stopping(config, attempt, ranks, state, *rest):
+    if state.step == 7:
+        attempt.dir.stop.touch()
+    return one_step(config, attempt, ranks, state, *rest)
+
+loop.one_step = stopping
+"""
+"""Asks the run to stop, as `launch stop` does, always at the same step: a test that waits for one may come late."""
+
+
 class Hosts:
     """The hosts ``old`` and ``new``, each behind an sshd of its own; ``home`` is the laptop."""
 
@@ -131,12 +146,9 @@ def stopped_run(root: pathlib.Path, forker, *, ranks: int) -> None:
         run_id=RUN, stage="pretrain", flags=flags, nproc=ranks, executor="venv", inputs=inputs, code_hash=code_hash
     )
     publish(run_dir / "spec.json", spec.to_json(), mode=0o444)
-    forker.start(root, "pretrain", *flags, run=RUN, nproc=ranks if ranks > 1 else 0)
-    launching.wait_for(lambda: launching.steps_of(run_dir) >= 7)
-    (run_dir / "stop").touch()
+    forker.start(root, "pretrain", *flags, run=RUN, nproc=ranks if ranks > 1 else 0, before=STOPPING)
     assert not any(forker.wait()), forker.log.read_text()
-    done = corpus.metrics(run_dir)[-1]["step"]
-    assert 7 <= done < 40, "it was stopped in the middle"
+    assert corpus.metrics(run_dir)[-1]["step"] == 8
 
 
 def copy_root(old: pathlib.Path, new: pathlib.Path) -> None:
@@ -149,17 +161,19 @@ def copy_root(old: pathlib.Path, new: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def in_process(hosts: Hosts, *, wait: bool = False):
+def in_process(hosts: Hosts, *, wait: bool = False, stage: str | None = None, flags: tuple[str, ...] = ()):
     """A move from old to new in this process, and what its survey finds."""
     from launch.cli import session
     from launch.inventory import load
     from launch.migrate import Asked, Journal, Move
     from launch.migrate.survey import survey
+    from launch.runs.start import Request
     from launch.transport import connect
     from tests.support.syncing import Quiet
 
     known = load(None, cwd=hosts.home, environ=hosts.environ)
-    asked = Asked(source=known.host("old"), target=known.host("new"), stage=None, flags=(), nproc=1, wait=wait)
+    ends = {"source": known.host("old"), "target": known.host("new")}
+    asked = Asked(**ends, stage=stage, flags=flags, nproc=1, wait=wait)
     with contextlib.ExitStack() as stack:
 
         def far(host):
@@ -172,8 +186,8 @@ def in_process(hosts: Hosts, *, wait: bool = False):
             connect=far,
             ends=lambda transport: session.ends(transport, here, known),
             laptop=session.laptop(known.home),
-            request=None,
-            secrets=None,
+            request=lambda host, stage, words, nproc: Request(stage=stage, flags=words, nproc=nproc, name=None),
+            secrets=lambda names: {},
             voice=Quiet(),
             journal=Journal(known.home, "old", "new"),
             now_utc=lambda: "20260101T000000Z",

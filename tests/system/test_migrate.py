@@ -160,6 +160,23 @@ def test_a_start_that_shows_late_is_found_and_neither_repeated_nor_forgotten(hos
         assert contents(hosts.new_root) == before
 
 
+def test_a_stage_is_started_once_and_its_run_is_known_before_it_starts(hosts):
+    moving.copy_root(hosts.old_root, hosts.new_root)
+    words = (*corpus.TINY, "--from_weight", "none", "--epochs", "1000000")
+    with moving.in_process(hosts, stage="full_sft", flags=words) as (move, found), move.journal.locked():
+        assert found.goes_on is None and found.moved == (RUN,)
+        move.journal.begin(move.asked.to_dict(), now_utc="20260101T000000Z", again=False)
+        first = Continue(move).run()
+        assert move.journal.intent == {"run_id": first["run_id"], "attempt": 0} and first["attempt"] == 1
+        run_dir = hosts.new_root / "runs" / first["run_id"]
+        spec = json.loads((run_dir / "spec.json").read_bytes())
+        assert (spec["run_id"], spec["stage"], spec["nproc"]) == (first["run_id"], "full_sft", 1)
+        assert Continue(move).run() == first
+        moving.end_all(hosts.new_root)
+    assert sorted(p.name for p in (hosts.new_root / "runs").iterdir()) == sorted([RUN, first["run_id"]])
+    assert [p.name for p in (run_dir / "attempts").iterdir()] == ["1"]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_the_next_stage_starts_on_the_target_from_the_weights_that_were_moved(hosts, forker):
