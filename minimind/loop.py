@@ -46,7 +46,9 @@ def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
         hold_sigterm(False)
         raise
     with attempt:
-        leave_on_sigterm()
+        if attempt.size == 1 and not attempt.supervised:  # else it is torchrun's word about another rank's end
+            leave_on_sigterm()
+        hold_sigterm(False)
         _train(stage, config, attempt)
 
 

@@ -39,7 +39,6 @@ def leave_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, leave)
-    hold_sigterm(False)
 
 
 class StopFlag:
