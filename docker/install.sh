@@ -28,8 +28,8 @@ code)
   find $venv ! -type d >/tmp/skeleton # is in the dependencies' layer
   from_wheels minimind-launch
   xargs -d '\n' rm -f </tmp/skeleton
-  rm -r $venv/lib/python3*/site-packages/launch/_envs # locks for machines that make environments; here is one made
-  compiled=$(echo $venv/lib/python3*/site-packages/minimind) # the launcher comes along, and nothing starts it here
+  rm -r $venv/lib/python3*/site-packages/launch $venv/bin/launch # the launcher starts containers, it is not started in one
+  compiled=$(echo $venv/lib/python3*/site-packages/minimind)
   ;;
 esac
 

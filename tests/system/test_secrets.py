@@ -79,7 +79,9 @@ def home(tmp_path, sshd):
     launching.end_all(made)
 
 
-@pytest.mark.parametrize("executor", ["venv", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.mark.parametrize(
+    "executor", [pytest.param("venv", marks=pytest.mark.soak), pytest.param("docker", marks=pytest.mark.docker)]
+)
 def test_a_canary_is_in_the_environment_of_the_ranks_and_in_nothing_else(tmp_path, sshd, executor, request):
     extra = AS_IT_IS
     if executor == "docker":

@@ -53,7 +53,7 @@ def _stat(pid: int) -> str:
 
 def test_kill_ends_grandchildren_in_sessions_of_their_own_and_nobody_of_another_start():
     child = "subprocess.Popen(['sleep', '300'], start_new_session=True)"
-    script = f"import subprocess; {child}; print('up', flush=True); input()"
+    script = f"import signal, subprocess; signal.signal(3, signal.SIG_DFL); {child}; print('up', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
