@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Saved:
     state: Mapping[str, Any]
     parameters: dict[str, Tensor]
     optimizer: dict[str, Any]
+    damaged: tuple[int, ...] = ()
+    """Steps of newer ones whose checksums do not hold."""
 
 
 def save(
@@ -102,7 +104,7 @@ def latest(run: RunDir, *, say: Callable[[str], None]) -> Saved | None:
     Raises:
         RunError: when there are checkpoints and every one is damaged (starting afresh would hide the loss).
     """
-    steps = run.checkpoint_steps()
+    steps, damaged = run.checkpoint_steps(), []
     for step in reversed(steps):
         folder = run.checkpoints / f"step-{step:08d}"
         if verified_files(folder):
@@ -111,7 +113,9 @@ def latest(run: RunDir, *, say: Callable[[str], None]) -> Saved | None:
                 state=json.loads((folder / "state.json").read_bytes()),
                 parameters=read_tensors(folder / "parameters.pt"),
                 optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
+                damaged=tuple(damaged),
             )
+        damaged.append(step)
         say(f"warning: checkpoint {folder.name} does not match its SHA256SUMS; using the one before it")
     if steps:
         raise RunError(
@@ -120,6 +124,17 @@ def latest(run: RunDir, *, say: Callable[[str], None]) -> Saved | None:
             remedy="look at the disk; to begin again give another --run_dir (nothing here is overwritten)",
         )
     return None
+
+
+def set_aside(run: RunDir, damaged: Sequence[int]) -> None:
+    """Give damaged checkpoints a name that is none, where a sound one is gone on from: they are saved anew."""
+    for step in damaged:
+        folder = run.checkpoints / f"step-{step:08d}"
+        place = run.checkpoints / f"damaged-{folder.name}"
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+    if damaged:
+        fsync_dir(run.checkpoints)
 
 
 def load_model(path: Path | str, device: str | torch.device = "cpu", *, yarn: bool = False) -> MiniMind:
@@ -160,7 +175,8 @@ def export(run: RunDir, name: str, state: Mapping[str, Tensor], *, sidecar: Mapp
         raise RunError(
             f"the final weights are not finite: {', '.join(broken[:3])}",
             why="training diverged, or a weight left the range of fp16 (65504)",
-            remedy="lower --learning_rate and go on from an earlier checkpoint; nothing was exported",
+            remedy="start again with a lower --learning_rate, or go on from weights of before (--from_weight); nothing "
+            "was exported",
             reason=Reason.NAN_LOSS,
         )
     weights = run.export / name

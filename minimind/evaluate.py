@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +63,18 @@ def kind_of(path: Path) -> shards.Kind:
 
 
 @torch.inference_mode()
-def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int) -> dict[str, Any]:
+def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int, path: Path = Path("the data")) -> dict[str, Any]:
     """Numbers of a whole file.
 
     Returns:
         for texts and conversations: ``loss`` (nats a target), ``perplexity``, ``targets``; for pairs: ``accuracy`` (how
         often the chosen answer has the larger summed log-probability), ``margin`` (their mean difference), ``pairs``.
+
+    Raises:
+        RunError: DATA_INVALID when nothing in the file can be measured at this length.
     """
     reader = Reader(data, max_seq_len=max_seq_len, pack=True, max_tokens_per_batch=None)
+    reader.refuse_nothing(path)
     device = next(model.parameters()).device
     loss_sum, margins, targets = 0.0, [], 0
     for first in range(0, len(reader.usable), BATCH):
@@ -86,8 +91,13 @@ def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int) -> dict[s
                 loss_sum -= float(each.sum())
     if data.kind == "pair":
         margin = torch.cat(margins)
-        return {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.mean()), "pairs": len(margin)}
-    loss = loss_sum / max(1, targets)
+        return {
+            "accuracy": float((margin > 0).float().mean()),
+            "margin": float(margin.mean()),
+            "pairs": len(margin),
+            "ranked_by": "summed log-probability, without a reference",
+        }
+    loss = loss_sum / targets
     return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "targets": targets}
 
 
@@ -116,6 +126,10 @@ def sheet(model: MiniMind, speaker: Speaker, prompts: Sequence[str], config: Eva
     return "".join(parts)
 
 
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def evaluate(argv: Sequence[str]) -> int:
     """``python -m minimind eval``; one JSON object on stdout, and the sheet; returns the exit code."""
     config = parsed("eval", EvalConfig, argv)
@@ -132,8 +146,8 @@ def evaluate(argv: Sequence[str]) -> int:
         if kind == "text" and model.config.arch == "minimind3":
             kind = "wrapped"
         fallback = config.data_path.parent / ".shards"
-        data = shards.load(config.data_path, kind, words, fallback=fallback, say=lambda text: None)
-        found = measure(model, data, max_seq_len=config.max_seq_len)
+        data = shards.load(config.data_path, kind, words, fallback=fallback, say=_tell)
+        found = measure(model, data, max_seq_len=config.max_seq_len, path=config.data_path)
         print(json.dumps({"data": str(config.data_path), "kind": kind, **found}, ensure_ascii=False), flush=True)
     if config.prompts:
         try:

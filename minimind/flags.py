@@ -17,6 +17,7 @@ from minimind import defaults
 from minimind.catalog import PRESETS
 from minimind.config import CONFIGS, GENERATIONS, LORA_TARGETS, ModelConfig, TrainConfig, UsageError
 
+LARGEST_SEED = (1 << 63) - 1
 ALIASES = {"save_dir": ("out_dir",), "yarn": ("inference_rope_scaling",)}
 
 
@@ -118,6 +119,8 @@ def parse(stage: str, argv: Sequence[str]) -> Any:
     _at_least(parsed, "vocab_size", 259)  # every byte and the three special tokens
     for name in ("seed", "skip_bad_lines", "learning_rate", "grad_clip", "beta", "alpha", "dropout", "hang_timeout"):
         _at_least(parsed, name, 0)
+    if getattr(parsed, "seed", 0) > LARGEST_SEED:
+        raise UsageError("--seed is too large", why=f"the largest is {LARGEST_SEED}", remedy="give a smaller number")
     _at_least(parsed, "temperature", 0.01)
     for name in ("random_system", "drop_empty_think"):
         _at_least(parsed, name, 0)

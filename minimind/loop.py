@@ -24,7 +24,7 @@ from minimind.pulse import Phase
 from minimind.saving import Saver, save
 from minimind.stages.base import Stage, trainable
 from minimind.tracing import Tracer
-from minimind.update import StopFlag, autocast, fill_memory, one_step
+from minimind.update import StopFlag, autocast, fill_memory, hold_sigterm, leave_on_sigterm, one_step
 
 
 def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
@@ -33,14 +33,27 @@ def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
     Raises:
         RunError: for whatever a user or a machine caused; it is in outcome.json too.
     """
-    attempt = Attempt(
-        stage.info.name,
-        argv,
-        run_dir=config.run_dir,
-        save_dir=config.save_dir,
-        hang_timeout_s=config.hang_timeout,
-    )
-    with attempt, world(config.device, parallel=config.parallel, hang_timeout_s=config.hang_timeout) as ranks:
+    hold_sigterm(True)
+    try:
+        attempt = Attempt(
+            stage.info.name,
+            argv,
+            run_dir=config.run_dir,
+            save_dir=config.save_dir,
+            hang_timeout_s=config.hang_timeout,
+        )
+    except BaseException:
+        hold_sigterm(False)
+        raise
+    with attempt:
+        if attempt.size == 1 and not attempt.supervised:  # else it is torchrun's word about another rank's end
+            leave_on_sigterm()
+        hold_sigterm(False)
+        _train(stage, config, attempt)
+
+
+def _train(stage: Stage, config: TrainConfig, attempt: Attempt) -> None:
+    with world(config.device, parallel=config.parallel, hang_timeout_s=config.hang_timeout) as ranks:
         attempt.agreed = True
         attempt.adopt(ranks.share(str(attempt.dir.root)))
         attempt.at(Phase.PREPARE)
@@ -54,6 +67,8 @@ def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
         if ranks.sum([float(problem is not None)])[0]:
             raise problem or PeerFailed
         if state is not None:
+            if ranks.leader:  # every rank has read them by now
+                checkpoint.set_aside(attempt.dir, state.damaged)
             state.wrapped = ranks.wrap(state.model)
             attempt.agreed = False
             try:

@@ -25,6 +25,8 @@ from minimind.stages.base import Stage, trainable
 from minimind.weights import refuse_differences, refuse_other_tokenizer
 
 WINDOW_STEPS = 100
+SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size", "num_experts")
+"""What flags say of a model; the rest comes from its weights, or from the generation."""
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         *("log_interval", "save_interval", "keep_checkpoints", "max_steps", "max_bad_steps", "max_tokens_per_batch"),
@@ -62,6 +64,8 @@ class TrainState:
     facts: dict[str, Any]
     step: int = 0
     bad_steps: int = 0
+    damaged: tuple[int, ...] = ()
+    """Steps of newer checkpoints that were passed over."""
     bad_samples: list[int] = field(default_factory=list)
     """Lines of the data whose loss was not finite on this rank, in the latest of those steps."""
     window: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=WINDOW_STEPS))
@@ -108,13 +112,19 @@ def prepare(
             remedy="leave --from_resume away to start afresh, or give the --run_dir of the earlier run",
         )
     start = starting_weights(config, stage.info)
-    model = _build(config, words, None if saved and not stage.needs_start_on_resume else start)
+    if saved:
+        _refuse_another_stage(saved.state["identity"], stage.info.name)
+    if saved and not stage.needs_start_on_resume:  # its shape may be one that only its starting weights had
+        model = MiniMind(_asked(config, words, **saved.state["identity"].get("model", {})))
+    else:
+        model = _build(config, words, start)
     stage.prepare(model, say)
     for path in stage.inputs:  # a teacher, or an adapter to start from
         refuse_other_tokenizer(words, path, vocab_size=words.vocab_size, any_tokenizer=config.any_tokenizer)
     identity = {
         "stage": stage.info.name,
         "config": {k: v for k, v in to_plain(config).items() if k not in MAY_CHANGE_ON_RESUME},
+        "model": dataclasses.asdict(model.config),
         "data_sha256": data.meta["file"],
         "tokenizer_sha256": words.sha256,
         "start_sha256": [sha256_file(path) for path in (start, *stage.inputs) if path]
@@ -164,7 +174,10 @@ def prepare(
     )
     if saved:
         _restore(state, saved, ranks)
-        say(f"resuming after step {saved.step} ({identity['micro_batches_per_step']} micro-batches a step)")
+        state.damaged = saved.damaged
+        kept, asked = identity["micro_batches_per_step"], config.accumulation_steps * ranks.size
+        as_before = "" if kept == asked else f", as it began; this command alone would mean {asked}"
+        say(f"resuming after step {saved.step} ({kept} micro-batches a step{as_before})")
         _say_what_else_computes(saved.state.get("computed_by") or {}, computed_by(config, ranks), say)
     if config.use_compile:
         for block in model.model.layers:
@@ -189,7 +202,7 @@ def _must_be_writable(save_dir: Path, ranks: World) -> None:
         )
 
 
-def _build(config: TrainConfig, words: tokenizer.Tokenizer, start: Path | None) -> MiniMind:
+def _asked(config: TrainConfig, words: tokenizer.Tokenizer, **more: Any) -> ModelConfig:
     asked = ModelConfig.for_arch(
         config.arch,
         hidden_size=config.hidden_size,
@@ -197,6 +210,12 @@ def _build(config: TrainConfig, words: tokenizer.Tokenizer, start: Path | None) 
         vocab_size=words.vocab_size,
         use_moe=config.use_moe,
     )
+    same = all(more.get(name) == getattr(asked, name) for name in SHAPE)
+    return dataclasses.replace(asked, **more) if same else asked  # else what changed is refused by name
+
+
+def _build(config: TrainConfig, words: tokenizer.Tokenizer, start: Path | None) -> MiniMind:
+    asked = _asked(config, words)
     if start is None:
         return MiniMind(asked)
     state = checkpoint.read_tensors(start)
@@ -209,13 +228,22 @@ def _build(config: TrainConfig, words: tokenizer.Tokenizer, start: Path | None) 
             reason=Reason.DATA_INVALID,
         )
     refuse_other_tokenizer(words, start, vocab_size=found.vocab_size, any_tokenizer=config.any_tokenizer, exact=True)
-    named = ("hidden_size", "num_hidden_layers", "vocab_size", "num_experts")
-    same = all(getattr(found, name) == getattr(asked, name) for name in named)
+    same = all(getattr(found, name) == getattr(asked, name) for name in SHAPE)
     with torch.device("meta"):
         refuse_differences(MiniMind(found if same else asked), state, source=str(start))
     model = MiniMind(found if same else asked)
     checkpoint.strict_load(model, {name: value.float() for name, value in state.items()}, source=str(start))
     return model
+
+
+def _refuse_another_stage(before: Mapping[str, Any], stage: str) -> None:
+    if before["stage"] != stage:
+        raise RunError(
+            f"this run directory holds a training of {before['stage']}, not of {stage}",
+            why="each stage has data, a loss and an optimiser's state of its own",
+            remedy=f"give another --run_dir; to go on from its weights name them with --from_weight; to resume it run "
+            f"{before['stage']}",
+        )
 
 
 def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -27,6 +27,20 @@ from minimind.sizes import FP32
 from minimind.stages.base import trainable
 
 
+def hold_sigterm(held: bool) -> None:
+    """Let SIGTERM wait while the run directory is made: afterwards there is somewhere to say that it came."""
+    signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def leave_on_sigterm() -> None:
+    """Until the first step SIGTERM is what Ctrl-C is: there is nothing to save, and an outcome to write down."""
+
+    def leave(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, leave)
+
+
 class StopFlag:
     """SIGTERM and SIGINT only set it from the first step on; ranks agree on it in the step's sum."""
 

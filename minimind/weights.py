@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minimind.pickles import trouble
 from minimind.rundir import Reason, RunError
 from minimind.shapes import damaged
 from minimind.tokenizer import Tokenizer
@@ -46,6 +47,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
             if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise _refused(path, "it is compressed or claims more bytes than it has, which torch.save never does")
+        if found := trouble(path):
+            raise _refused(path, found)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)

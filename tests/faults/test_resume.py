@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from minimind.durable import verified_files
 from minimind.rundir import RunDir, RunError
 from tests.support import corpus
 from tests.support.corpus import TINY
@@ -173,6 +174,44 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(folder,
     told = capsys.readouterr().out
     assert "step-00000006 does not match its SHA256SUMS" in told and "resuming after step 4" in told
     assert numbers(lines) == numbers(whole)[4:]
+    assert verified_files(run.checkpoints / "step-00000006"), "saved anew"
+    corpus.train_here(folder, "pretrain", *flags, "--max_steps", "6", run="damaged")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_model_of_a_shape_that_only_its_starting_weights_had_is_resumed_as_it_was(folder):
+    corpus.train_here(folder, "pretrain", *TINY, "--epochs", "1", "--max_steps", "1", run="odd-base")
+    odd = folder / "out" / "odd_64.pth"
+    shutil.copy(folder / "out" / "pretrain_64.pth", odd)
+    sidecar = json.loads((folder / "out" / "pretrain_64.json").read_text())
+    sidecar["model"].update(rope_theta=100.0, rms_norm_eps=1e-3)
+    odd.with_suffix(".json").write_text(json.dumps(sidecar))
+    flags = (*TINY, "--from_weight", str(odd), "--learning_rate", "1e-3", "--epochs", "1")
+    whole = corpus.train_here(folder, "full_sft", *flags, "--max_steps", "4", run="odd-whole")
+    corpus.train_here(folder, "full_sft", *flags, "--max_steps", "2", run="odd")
+    assert numbers(corpus.train_here(folder, "full_sft", *flags, "--max_steps", "4", run="odd")) == numbers(whole)
+    assert json.loads((folder / "out" / "full_sft_64.json").read_text())["model"]["rope_theta"] == 100.0
+
+
+def test_a_run_of_one_stage_is_not_gone_on_with_as_another(folder):
+    flags = (*TINY, "--from_weight", "none", "--max_steps", "1")
+    corpus.train_here(folder, "full_sft", *flags, run="mixed")
+    with pytest.raises(RunError, match="holds a training of full_sft, not of pretrain"):
+        corpus.train_here(folder, "pretrain", *flags, run="mixed")
+
+
+def test_sigterm_before_the_first_step_is_told_in_the_run_directory(folder):
+    for moment in ("attempts/1", "attempts/1/rank0.beat"):
+        run = RunDir(folder / "runs" / f"early-{moment.count('/')}")
+        command = corpus.command("pretrain", *TINY, *STAGES["pretrain"], "--run_dir", str(run.root))
+        child = subprocess.Popen(command, cwd=folder, env=corpus.environ(), stderr=subprocess.DEVNULL)
+        while not (run.root / moment).exists() and child.poll() is None:
+            time.sleep(0.001)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) != 0
+        outcome = json.loads((run.attempt(1) / "outcome.json").read_text())
+        assert (outcome["status"], outcome["reason"]) == ("error", "signal")
+        assert not run.checkpoints.exists()
 
 
 def test_no_sound_checkpoint_left_is_an_error_and_never_a_fresh_start(folder):

@@ -185,8 +185,9 @@ def test_a_rank_that_leaves_without_a_word_is_a_trainer_error_and_no_signal(fold
     fake = folder / "mute" / "minimind"
     shutil.copytree(corpus.ROOT / "minimind", fake)
     told = (fake / "loop.py").read_text()
-    mute = "    if attempt.rank == 1:\n        import os\n\n        os._exit(3)\n    with attempt, world"
-    (fake / "loop.py").write_text(told.replace("    with attempt, world", mute))
+    mute = "    if attempt.rank == 1:\n        import os\n\n        os._exit(3)\n    with attempt:"
+    assert told.count("    with attempt:") == 1
+    (fake / "loop.py").write_text(told.replace("    with attempt:", mute))
     run = prepare(folder, "mute-run", nproc=2)
     command = [sys.executable, "-m", "minimind.supervise", "--run_dir", str(run.root)]
     environ = corpus.environ(PYTHONPATH=str(fake.parent))

@@ -53,6 +53,23 @@ def test_a_pickle_that_would_run_a_command_runs_nothing(tmp_path):
     assert not mark.exists()
 
 
+def test_a_pickle_that_doubles_a_text_twenty_times_is_refused_before_it_does(tmp_path):
+    depth, path = 21, tmp_path / "bomb.pth"
+    calls = b"c_codecs\nencode\n" * depth + b"U\x10" + b"A" * 16 + b"U\x03hex\x86R" * depth
+    for name in ("data.pkl", None):
+        if name:
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("w/data.pkl", b"\x80\x02" + calls + b".")
+                archive.writestr("w/version", "3\n")
+        else:
+            path.write_bytes(b"\x80\x02" + calls + b".")
+        tracemalloc.start()
+        refused(path, "_codecs.encode")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak_bytes < 1 << 20
+
+
 def test_an_archive_that_grows_when_unpacked_is_refused_before_it_does(tmp_path, good):
     bomb = tmp_path / "bomb.pth"
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:

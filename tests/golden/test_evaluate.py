@@ -73,3 +73,10 @@ def test_a_file_of_another_kind_is_refused(folder, tmp_path):  # noqa: F811
     (tmp_path / "odd.jsonl").write_text('{"question": "a"}\n')
     with pytest.raises(RunError, match="cannot be measured"):
         evaluate.kind_of(tmp_path / "odd.jsonl")
+
+
+@pytest.mark.parametrize("name", ["sft_mini_512.jsonl", "dpo.jsonl"])
+def test_a_length_at_which_nothing_is_left_to_measure_is_an_error_and_no_perfect_number(folder, name):  # noqa: F811
+    weights = ("--from_weight", str(folder / "out" / "base_64.pth"))
+    with pytest.raises(RunError, match="nothing in"):
+        evaluate.evaluate([*weights, "--data_path", str(folder / "dataset" / name), "--max_seq_len", "4"])
