@@ -88,6 +88,7 @@ def same_end(hosts, whole, source, *, after):
     assert [p for p in spool.rglob("*") if p.is_file() and p.name != "lock"] == []
 
 
+@pytest.mark.timeout(900)  # it starts torch six times: on a busy machine that is slow, and no fault
 def test_a_move_killed_at_five_places_goes_on_without_the_source_and_repeats_nothing(forker, launcher, tmp_path):  # noqa: F811
     with two_hosts(tmp_path, launcher) as hosts:
         whole = prepare(hosts, forker, tmp_path, before=2)

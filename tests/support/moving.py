@@ -212,7 +212,7 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
 
 def ended(run_dir: pathlib.Path, attempt: int) -> None:
     """Wait for an attempt's last word."""
-    launching.wait_for(lambda: (run_dir / "attempts" / str(attempt) / "exit.json").exists(), timeout_s=200)
+    launching.wait_for(lambda: (run_dir / "attempts" / str(attempt) / "exit.json").exists(), timeout_s=600)
 
 
 def end_all(root: pathlib.Path) -> None:
