@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from minimind.process import leave
+
 WRITE_BYTES = 256 << 20
 BLOCK_BYTES = 4 << 20
 SYNCS = 32
@@ -101,4 +103,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
