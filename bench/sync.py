@@ -39,9 +39,9 @@ with socket.create_server((sys.argv[1], 5201)) as listening:
 """
 SFTP = """
 import os, stat, sys, paramiko
-host, port, user, key, root, to = sys.argv[1:]
+host, port, user, key, known_hosts, root, to = sys.argv[1:]
 client = paramiko.SSHClient()
-client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+client.load_host_keys(known_hosts)
 client.connect(host, int(port), user, key_filename=key)
 sftp = client.open_sftp()
 def walk(there, here):
@@ -119,8 +119,9 @@ class Contest:
         kept = {key: value for key, value in self.home.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self.environ = {**kept, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
         user = server.address.partition("@")[0]
-        options = f"-F /dev/null -i {server.user_key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
-        options += " -o LogLevel=ERROR"
+        known = folder / "known_hosts"  # the home's path has a space, which ssh's options split
+        known.write_text((self.home.home / "launch.known_hosts").read_text())
+        options = f"-F /dev/null -i {server.user_key} -o StrictHostKeyChecking=yes -o UserKnownHostsFile={known}"
         port, key = str(server.port), str(server.user_key)
         flags = ["--sftp-disable-hashcheck"]  # else a login shell for every file, minutes in all
         flags += ["--sftp-host", THERE, "--sftp-port", port, "--sftp-user", user, "--sftp-key-file", key]
@@ -128,7 +129,7 @@ class Contest:
             "rsync -a": ["rsync", "-a", "-e", f"ssh {options} -p {port}", f"{user}@{THERE}:{self.root}/", "TO"],
             "scp -r": ["scp", "-qr", *options.split(), "-P", port, f"{user}@{THERE}:{self.root}/.", "TO"],
             "rclone": ["rclone", "copy", f":sftp:{self.root}", "TO", *flags],
-            "paramiko": [sys.executable, "-c", SFTP, THERE, port, user, key, str(self.root), "TO"],
+            "paramiko": [sys.executable, "-c", SFTP, THERE, port, user, key, str(known), str(self.root), "TO"],
             "launch": [sys.executable, "-m", "launch", "sync-out", "--to", "TO"],
         }
         if shutil.which("rclone") is None:
@@ -158,11 +159,11 @@ class Contest:
             raise SystemExit(f"{tool} ended with {process.returncode}: {said.decode()[-2000:]}")
         return {"seconds": time.monotonic() - began, "bytes": self.link.came_bytes - before}
 
-    def cut(self, tool: str, to: str) -> int:
-        """Kill it when half of the bytes have come; tells how many did."""
+    def cut(self, tool: str, to: str, *, after_bytes: float) -> float:
+        """Kill it when so many bytes have come; tells how many did."""
         before = self.link.came_bytes
         process = self.start(tool, to)
-        while process.poll() is None and self.link.came_bytes - before < self.total_bytes // 2:
+        while process.poll() is None and self.link.came_bytes - before < after_bytes:
             time.sleep(0.002)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -192,7 +193,7 @@ def question(contest: Contest, link: Link, rates: list[str | None]) -> list[dict
             row["one changed"] = contest.do(row["tool"], to)
             row["whole"] = contest.whole(to) and (row["tool"] != "launch" or sums_hold(contest.folder / to))
             shutil.rmtree(contest.folder / to)
-            came_bytes = contest.cut(row["tool"], to)
+            came_bytes = contest.cut(row["tool"], to, after_bytes=row["first"]["bytes"] / 2)
             row["rest"] = contest.do(row["tool"], to)
             row["sent_again"] = (came_bytes + row["rest"]["bytes"]) / row["first"]["bytes"] - 1
             shutil.rmtree(contest.folder / to)

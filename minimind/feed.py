@@ -14,7 +14,7 @@ from minimind.dist import World
 from minimind.passes import Pass, passes_of
 from minimind.prepare import TrainState
 
-AHEAD = {"cuda": 2, "cpu": 0}
+AHEAD = {"cuda": 2}
 """Steps that the thread is ahead, by device. On a CPU it would take the cores that compute, and a step's batches cost
 less than half a percent of the step: there they are assembled when they are asked for (docs/LOG.md)."""
 
@@ -40,7 +40,7 @@ class Feed:
 
     def __init__(self, state: TrainState, ranks: World, *, last: int) -> None:
         self.state, self.ranks, self.last = state, ranks, last
-        self.ahead = AHEAD[ranks.device.type]
+        self.ahead = AHEAD.get(ranks.device.type, 0)
         self.pool: ThreadPoolExecutor | None = None
         self.begun: deque[tuple[int, Future[Ready]]] = deque()
 

@@ -199,7 +199,7 @@ def _pool(workers: int, encoder: Encoder) -> concurrent.futures.ProcessPoolExecu
         return None
 
 
-_encoder: Encoder | None = None
+_encoder: Encoder  # a worker's own, made by its start
 
 
 def _begin(parent: int, folder: Path, kind: Kind, rendering: Rendering) -> None:
@@ -214,5 +214,4 @@ def _begin(parent: int, folder: Path, kind: Kind, rendering: Rendering) -> None:
 
 
 def _work(first: int, lines: list[bytes]) -> Encoded:
-    assert _encoder is not None
     return _encoder.encode(first, lines)

@@ -38,19 +38,20 @@ class Tracker:
         self.lost = 0
         first = {"project": project, "name": name, "id": run_id, "config": config, "dir": str(folder)}
         self.process: subprocess.Popen[bytes] | None = None
+        theirs, self.pipe = os.pipe()
+        os.set_blocking(self.pipe, False)
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "minimind.tracker", str(os.getpid())],
-                stdin=subprocess.PIPE,
+                stdin=theirs,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 start_new_session=True,  # a Ctrl-C is the trainer's; and all of it can be ended at once
             )
-            assert self.process.stdin is not None
-            self.pipe = self.process.stdin.fileno()
-            os.set_blocking(self.pipe, False)
             self._send(first)
         except OSError as error:
             self._gone(f"{type(error).__name__}: {error}")
+        finally:
+            os.close(theirs)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Pass on one step; it is dropped and counted where wandb's side does not read."""
@@ -62,9 +63,9 @@ class Tracker:
             return
         self._send({"end": int(failed)})
         process, self.process = self.process, None
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        if process is None:  # it was gone when it was told of the end
+            return
+        self._hang_up()
         try:
             process.wait(FINISH_S + 1)  # it gives up by itself before
         except subprocess.TimeoutExpired:
@@ -91,10 +92,13 @@ class Tracker:
     def _gone(self, why: str) -> None:
         process, self.process = self.process, None
         print(f"warning: not tracking with wandb any more: {why}; training goes on", flush=True)
-        if process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+        self._hang_up()
+        if process is not None:
             process.poll()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self.pipe)
 
 
 def _say(text: str) -> None:

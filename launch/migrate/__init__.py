@@ -19,7 +19,7 @@ __all__ = ["Asked", "Journal", "Move", "carry_out", "steps_of"]
 
 def steps_of(move: Move) -> list[Step]:
     """All steps, in their order."""
-    makers = (Check, Prepare, SendData, Stop, Save, Send, Verify, Smoke, Continue, Report)
+    makers: tuple[type[Step], ...] = (Check, Prepare, SendData, Stop, Save, Send, Verify, Smoke, Continue, Report)
     return [make(move) for make in makers]
 
 

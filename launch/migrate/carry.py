@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.errors import Exit, LaunchError
 from launch.migrate import cargo
-from launch.migrate.move import Data, Move, goes_on, unfinished
+from launch.migrate.move import Data, Move, Step, goes_on, unfinished
 from launch.migrate.survey import data_now, refuse_foreign
 from launch.release import check
 from launch.runs.observe import observe
@@ -21,11 +21,8 @@ from minimind.durable import sha256_file
 from minimind.rundir import RunSpec
 
 
-class Carrying:
+class Carrying(Step):
     """Whether names that were given on the target are still there is seen by their lengths."""
-
-    def __init__(self, move: Move) -> None:
-        self._move = move
 
     def _still_there(self, items: Sequence[Mapping[str, Any]]) -> bool:
         paths = {str(item["target"]).lstrip("/"): int(item["bytes"]) for item in items}
@@ -237,10 +234,6 @@ class Verify(Carrying):
 
     name = "verify"
     what = "a fresh sha256 on the target of all that was sent"
-
-    def done(self) -> bool:
-        """Written down; a step before it that had to be repeated takes that back."""
-        return self.name in self._move.journal
 
     def run(self) -> Mapping[str, Any]:
         """What differs makes the steps that sent it undone."""

@@ -10,7 +10,7 @@ from typing import Any
 from launch.argv import migrate as argv
 from launch.errors import Exit, LaunchError
 from launch.inventory import Host
-from launch.migrate.move import Move
+from launch.migrate.move import Step
 from launch.runs import control, start
 from launch.runs.observe import Run, observe
 from launch.sync.store import Store
@@ -18,18 +18,14 @@ from launch.sync.store import Store
 APPEARS_S = 30.0
 
 
-class Continue:
-    """The one step that must not happen twice: what it starts is written down before."""
+class Continue(Step):
+    """The one step that must not happen twice: what it starts is written down before.
+
+    What a killed launcher started, and that shows late, is for :meth:`run` to find.
+    """
 
     name = "continue"
     what = "the interrupted run goes on, or the next stage starts"
-
-    def __init__(self, move: Move) -> None:
-        self._move = move
-
-    def done(self) -> bool:
-        """Written down. What a killed launcher started, and that shows late, is for :meth:`run` to find."""
-        return self.name in self._move.journal
 
     def happened(self) -> Run | None:
         """The run, if what was intended has been started."""
@@ -103,18 +99,11 @@ class Continue:
         )
 
 
-class Report:
+class Report(Step):
     """What changed, and what is left to do by hand."""
 
     name = "report"
     what = "what the move changed"
-
-    def __init__(self, move: Move) -> None:
-        self._move = move
-
-    def done(self) -> bool:
-        """Written down."""
-        return self.name in self._move.journal
 
     def run(self) -> Mapping[str, Any]:
         """Cleans up on both sides first: nothing of the move itself stays but its journal."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from launch import environment
 from launch.errors import Exit, LaunchError
@@ -148,17 +149,26 @@ class Move:
         return environment.provide(executor, site).environment, executor
 
 
-class Step(Protocol):
-    """One step of a move."""
+class Step(ABC):
+    """One part of a move. Run again after it was cut off, it takes up what there is and ends the same."""
 
-    name: str
-    what: str
+    name: ClassVar[str]
+    what: ClassVar[str]
+
+    def __init__(self, move: Move) -> None:
+        self._move = move
 
     def done(self) -> bool:
-        """Whether nothing is left to do, by what was written down and a cheap look."""
+        """Whether nothing is left to do; what was written down is believed, unless a step can look cheaply."""
+        return self.name in self._move.journal
 
+    @abstractmethod
     def run(self) -> Mapping[str, Any]:
-        """Do it, or what is left of it; gives the facts to write down."""
+        """Do it; returns what is worth writing down.
+
+        Raises:
+            LaunchError: what stands in the way.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from launch.doctor import Report, Verdict, built_for, examine, targets
 from launch.errors import Exit, LaunchError
 from launch.executors import choose
 from launch.inventory import Host
-from launch.migrate.move import Move
+from launch.migrate.move import Move, Step
 from launch.migrate.survey import refuse_without_room, survey
 from launch.runs import control
 from launch.runs.observe import Run, observe
@@ -44,18 +44,11 @@ def refuse_unfit(report: Report) -> None:
         )
 
 
-class Check:
+class Check(Step):
     """Nothing is changed before this says that all of it can work."""
 
     name = "check"
     what = "doctor on both hosts, room on both sides"
-
-    def __init__(self, move: Move) -> None:
-        self._move = move
-
-    def done(self) -> bool:
-        """It was found so once; what changes later is each step's own trouble."""
-        return self.name in self._move.journal
 
     def run(self) -> Mapping[str, Any]:
         """The source's faults are said and stop nothing: they may be why it is left."""
@@ -80,14 +73,11 @@ class Check:
         }
 
 
-class Prepare:
+class Prepare(Step):
     """The environment that runs have on the target."""
 
     name = "environment"
     what = "the image or the virtual environment, and the code"
-
-    def __init__(self, move: Move) -> None:
-        self._move = move
 
     def _tasks(self) -> tuple[environment.Task, ...]:
         site = self._move.site()
@@ -112,14 +102,11 @@ class Prepare:
         }
 
 
-class Stop:
+class Stop(Step):
     """An agreed checkpoint, and nothing that writes on the source any more."""
 
     name = "stop"
     what = "the runs of the source save and leave"
-
-    def __init__(self, move: Move) -> None:
-        self._move = move
 
     def done(self) -> bool:
         """Once everything is home the source is not asked again: it may be gone."""

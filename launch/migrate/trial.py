@@ -18,7 +18,7 @@ from launch.errors import Exit, LaunchError
 from launch.executors import EXECUTORS
 from launch.migrate import cargo, numbers
 from launch.migrate.carry import spec_on_target
-from launch.migrate.move import Move, Subject
+from launch.migrate.move import Move, Step, Subject
 from launch.runs import start
 from launch.runs.observe import Run, observe
 from minimind.catalog import CATALOG
@@ -53,19 +53,15 @@ def subject(move: Move, site: environment.Site) -> Subject | None:
     return Subject(spec=spec, nproc=move.ranks(site.facts, spec), environment=provided, run_dir=run_dir)
 
 
-class Smoke:
+class Smoke(Step):
     """A run of its own below ``<root>/.migrate/``, which goes afterwards. The data that it tokenises stays."""
 
     name = "smoke"
     what = "an all-reduce, and three training steps on the real data"
 
     def __init__(self, move: Move) -> None:
-        self._move = move
+        super().__init__(move)
         self._root = f"{move.target_root}/{argv.FOLDER}/smoke"
-
-    def done(self) -> bool:
-        """Written down."""
-        return self.name in self._move.journal
 
     def run(self) -> Mapping[str, Any]:
         """What a killed launcher left of an earlier trial is ended and removed first."""

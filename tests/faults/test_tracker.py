@@ -110,6 +110,14 @@ def test_the_trackers_own_process_killed_costs_no_step_and_is_said_once(tmp_path
     assert capfd.readouterr().out.count("training goes on") == 1
 
 
+def test_the_trackers_own_process_killed_after_the_last_step_is_said_and_no_traceback(tmp_path, environ, capfd):
+    one = make(tmp_path)
+    os.killpg(one.process.pid, signal.SIGKILL)
+    one.process.wait()
+    one.close(failed=False)
+    assert capfd.readouterr().out.count("training goes on") == 1
+
+
 def test_a_tracker_that_reads_nothing_blocks_no_step_and_is_ended(tmp_path, environ, capfd):
     environ.setattr(tracker, "FINISH_S", 1.0)
     one = make(tmp_path)
