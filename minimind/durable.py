@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 SUMS = "SHA256SUMS"
+BLOCK_BYTES = 1 << 20
 
 
 def to_json(value: object) -> bytes:
@@ -68,10 +69,16 @@ def link_over(source: Path, target: Path) -> None:
     fsync_dir(target.parent)
 
 
-def sha256_file(path: Path) -> str:
-    """The file's sha256 in hex, read in blocks."""
+def sha256_file(path: Path, *, length_bytes: int | None = None) -> str:
+    """The sha256 in hex of a file, or of its first so many bytes, read in blocks."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if length_bytes is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        total = hashlib.sha256()
+        while block := file.read(min(BLOCK_BYTES, length_bytes)):
+            total.update(block)
+            length_bytes -= len(block)
+    return total.hexdigest()
 
 
 def write_sums(folder: Path) -> None:

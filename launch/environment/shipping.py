@@ -7,7 +7,6 @@ gets all of them.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from launch.environment.spool import Spool, archive
 from launch.errors import Exit, LaunchError, printable
 from launch.transport import DryTransport, Transport
 from launch.voice import Voice
+from minimind.durable import sha256_file
 
 SLACK_BYTES = 64 << 20
 COPIES = 2
@@ -273,10 +273,4 @@ def _begun(piece: Packed, told: tuple[int, str] | None) -> int:
     """How many of a piece's bytes have come, by their hash; 0 when they are others."""
     if told is None or not 0 < told[0] <= piece.bytes:
         return 0
-    digest = hashlib.sha256()
-    left = told[0]
-    with open(piece.path, "rb") as file:
-        while left and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-    return told[0] if digest.hexdigest() == told[1] else 0
+    return told[0] if sha256_file(piece.path, length_bytes=told[0]) == told[1] else 0

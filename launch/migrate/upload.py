@@ -7,7 +7,6 @@ import io
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 from launch.argv import migrate as argv
 from launch.argv import ship
@@ -16,6 +15,7 @@ from launch.migrate.cargo import Item
 from launch.sync.listing import hashes
 from launch.transport import Result, Transport
 from launch.voice import Voice
+from minimind.durable import sha256_file
 
 SMALL_BYTES = 1 << 20
 PACK_BYTES = 8 << 20
@@ -94,7 +94,7 @@ class Upload:
         local = first.local
         if local is None or not local.is_file() or local.stat().st_size != first.length_bytes:
             raise self._changed(first)
-        begun = self._begun(first.sha256, lambda length: _prefix(local, length), first.length_bytes)
+        begun = self._begun(first.sha256, lambda length: sha256_file(local, length_bytes=length), first.length_bytes)
         moved(begun)
 
         def send(offset: int) -> Result:
@@ -184,12 +184,3 @@ def _packs(contents: Iterable[Sequence[Item]]) -> Iterator[list[Sequence[Item]]]
         total_bytes += some[0].length_bytes
     if pack:
         yield pack
-
-
-def _prefix(path: Path, length_bytes: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while length_bytes and (block := file.read(min(length_bytes, 1 << 20))):
-            digest.update(block)
-            length_bytes -= len(block)
-    return digest.hexdigest()

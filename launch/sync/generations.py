@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +13,8 @@ from typing import Any
 from launch.errors import Exit, LaunchError
 from launch.sync.listing import WEIGHTS_SUFFIXES
 from launch.sync.store import GENERATIONS, PREVIOUS, Store, copy_verified
+from minimind.durable import sha256_file
 from minimind.rundir import publish, to_json
-
-BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,14 @@ def find(folder: Path, version: str) -> Generation:
 
 def holder(folder: Path, file: Kept) -> Path | None:
     """Who still has exactly those bytes, hashed now; they may be the beginning of a longer file."""
-    return next((path for path in _candidates(folder, file) if _hash(path, file.length_bytes) == file.sha256), None)
+    return next(
+        (
+            path
+            for path in _candidates(folder, file)
+            if sha256_file(path, length_bytes=file.length_bytes) == file.sha256
+        ),
+        None,
+    )
 
 
 def restore(folder: Path, generation: Generation, paths: Sequence[str], to: Path) -> list[Kept]:
@@ -125,7 +130,7 @@ def restore(folder: Path, generation: Generation, paths: Sequence[str], to: Path
             remedy="name the files that you need after the version, or take another version: launch versions",
             code=Exit.NOT_VERIFIED,
         )
-    if taken := [f.path for f in chosen if os.path.lexists(to / f.path) and _hash(to / f.path, None) != f.sha256]:
+    if taken := [f.path for f in chosen if os.path.lexists(to / f.path) and sha256_file(to / f.path) != f.sha256]:
         raise LaunchError(
             f"{to} has other files of the same names: {_few(taken)}",
             why="restoring never replaces anything",
@@ -160,9 +165,12 @@ def let_go(store: Store, keep: int) -> tuple[list[str], int]:
     for file in {file for generation in dropped for file in generation.files}:
         for path in _candidates(store.folder, file):
             length_bytes = path.stat().st_size
-            if path == store.folder / file.path or _hash(path, None) != file.sha256:
+            if path == store.folder / file.path or sha256_file(path) != file.sha256:
                 continue  # current, or something that this generation knows the beginning of at most
-            if not any(_hash(path, other.length_bytes) == other.sha256 for other in needed.get(file.path, ())):
+            if not any(
+                sha256_file(path, length_bytes=other.length_bytes) == other.sha256
+                for other in needed.get(file.path, ())
+            ):
                 freed_bytes += length_bytes
                 path.unlink()
     for folder, _, _ in os.walk(store.folder / PREVIOUS, topdown=False):
@@ -180,16 +188,6 @@ def _candidates(folder: Path, file: Kept) -> Iterator[Path]:
     for path in (folder / file.path, *(stamp / file.path for stamp in kept)):
         if path.is_file() and not path.is_symlink() and path.stat().st_size >= file.length_bytes:
             yield path
-
-
-def _hash(path: Path, length_bytes: int | None) -> str:
-    """The sha256 of a file, or of its first so many bytes."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES if length_bytes is None else min(BLOCK_BYTES, length_bytes)):
-            total.update(block)
-            length_bytes = None if length_bytes is None else length_bytes - len(block)
-    return total.hexdigest()
 
 
 def _at_or_below(path: str, top: str) -> bool:
