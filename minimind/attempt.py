@@ -18,7 +18,7 @@ from typing import Any, Self
 from minimind.config import UsageError
 from minimind.durable import AlreadyHeld, hold, is_disk_full, publish, to_json, verified_weights
 from minimind.process import boot_id, kill_all, start_time
-from minimind.pulse import Phase, Pulse, Watch, died
+from minimind.pulse import Phase, Pulse, Watch, died, last_metrics_step
 from minimind.rundir import Reason, RunDir, RunError, RunSpec, new_run_id
 
 WATCH_S = 1.0
@@ -194,7 +194,7 @@ class Attempt:
             if self.rank == 0:
                 self._conclude(outcome)
             elif not self.supervised and error.ranks:  # rank 0 may be the one that cannot
-                self._say_end(outcome)
+                self._say_end({**outcome, "last_step": last_metrics_step(self.dir.metrics)})  # what it wrote down
 
     def _conclude(self, outcome: dict[str, Any]) -> None:
         if self.folder is None:

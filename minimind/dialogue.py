@@ -157,10 +157,10 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + fresh
-        found = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
-        if found:
+        found = [(at + len(stop), at) for stop in self.stop if (at := text.find(stop)) >= 0]
+        if found:  # the one that was complete first, however many of its characters came at once
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = max((overlap(text, stop) for stop in self.stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -207,3 +207,14 @@ def _read(path: Path) -> dict[str, Any]:
         return loaded if isinstance(loaded, dict) and "allowed_s" in loaded else {}
     except (OSError, ValueError):
         return {}
+
+
+def last_metrics_step(path: Path, *, tail_bytes: int = 4096) -> int:
+    """The step on the last complete line of metrics.jsonl; 0 when there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - tail_bytes))
+            lines = file.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0

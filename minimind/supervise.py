@@ -26,6 +26,7 @@ from typing import Any
 from minimind.durable import AlreadyHeld, hold, publish, to_json, tree_hash
 from minimind.keys import receive
 from minimind.process import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, boot_id, detach, oom_kills, prctl, start_time
+from minimind.pulse import last_metrics_step
 from minimind.rundir import BEAT_INTERVAL_S, Reason, RunDir, RunError, RunSpec
 from minimind.verdict import broken, judge, paragraph
 from minimind.warden import Warden, end_all_below
@@ -39,17 +40,6 @@ KILL_AFTER_S = 20.0
 POLL_S = 0.1
 RESERVE, RESERVE_BYTES = ".exit.json.tmp", 16 << 10
 """Room for exit.json, taken at the start: how a run ended can be written down on a disk that it has filled."""
-
-
-def last_metrics_step(path: Path, *, tail_bytes: int = 4096) -> int:
-    """The step on the last complete line of metrics.jsonl; 0 when there is none."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - tail_bytes))
-            lines = file.read().split(b"\n")[:-1]
-        return int(json.loads(lines[-1])["step"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
 
 
 def describe_environment(spec: RunSpec, *, nproc: int, attempt: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minimind import tokenizer
@@ -81,13 +81,15 @@ def test_nothing_that_commands_a_terminal_comes_through(bad):
     text=st.text(alphabet="ab 今天é😀", min_size=1, max_size=24),
     stops=st.lists(st.text(alphabet="ab 今天", min_size=1, max_size=4), max_size=3),
 )
-def test_text_comes_whole_and_ends_before_the_first_stop_string(words, text, stops):
+@example(text=" aa", stops=["a", " aa"])  # two tokens: " aa" would begin earlier, and is not complete when "a" is
+@example(text="bab", stops=["ab", "b", "ba"])
+def test_text_comes_whole_and_ends_before_the_stop_string_that_is_complete_first(words, text, stops):
     stream, shown = TextStream(words, stops), []
     for token in words.encode(text):
         shown.append(stream.push(token))
     shown.append(stream.close())
-    ends = [text.find(stop) for stop in stops if stop in text]
-    assert "".join(shown) == (text[: min(ends)] if ends else text) and stream.stopped == bool(ends)
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert "".join(shown) == (text[: min(ends)[1]] if ends else text) and stream.stopped == bool(ends)
 
 
 def test_bytes_that_are_no_text_come_out_at_the_end_and_do_not_stop_it(words):
