@@ -144,7 +144,7 @@ def test_a_new_run_gets_its_spec_before_it_starts_and_only_whole(bench):
     assert not spec.exists()
     bench.start(new)
     assert spec.read_bytes() == text and spec.stat().st_mode & 0o777 == 0o444
-    wait_for(lambda: bench.seen(attempt).state.state.ended)
+    bench.executor.stop(bench.transport, attempt.run_id, bench.seen(attempt).handle)
 
 
 def test_a_run_that_fails_at_once_says_why_and_is_not_alive(bench):

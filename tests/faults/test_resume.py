@@ -106,14 +106,8 @@ EVERY_LINEAR = (
 )
 
 
-# gradients of every stage are compared in tests/golden/test_gradients.py
-@pytest.mark.parametrize(
-    ("stage", "more"),
-    [
-        *(pytest.param(stage, (), marks=() if stage == "pretrain" else pytest.mark.soak) for stage in STAGES),
-        pytest.param("lora", EVERY_LINEAR, marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.soak  # gradients of every stage are compared in tests/golden/test_gradients.py
+@pytest.mark.parametrize(("stage", "more"), [*((stage, ()) for stage in STAGES), ("lora", EVERY_LINEAR)])
 def test_two_ranks_equal_one_rank_with_twice_the_accumulation(folder, forker, stage, more):
     flags, run = (*TINY, *STAGES[stage], "--batch_size", "3", *more), f"{stage}{len(more)}"
     one = corpus.train_here(folder, stage, *flags, "--accumulation_steps", "4", run=f"{run}-1x4")

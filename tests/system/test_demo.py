@@ -25,6 +25,7 @@ def quick(tmp_path_factory):
     return folder, demo("--quick", "--to", str(folder), timeout_s=540)
 
 
+@pytest.mark.soak  # `.ci/run` makes the whole demo, which fails unless each of its parts works
 @pytest.mark.timeout(600)
 def test_the_demo_goes_from_text_to_an_answer_with_no_inventory(quick):
     folder, done = quick
@@ -35,6 +36,7 @@ def test_the_demo_goes_from_text_to_an_answer_with_no_inventory(quick):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_what_came_home_passes_sha256sum_and_every_run_succeeded(quick):
     folder, _ = quick

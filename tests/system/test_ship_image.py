@@ -288,6 +288,7 @@ def test_a_disk_that_fills_up_while_pieces_come_is_told_and_what_came_is_kept(ho
         assert far.image_id(f"{NAME}:1") == images[0]
 
 
+@pytest.mark.soak
 def test_an_engines_disk_that_fills_up_while_it_loads_is_told_and_nothing_is_sent_twice(tmp_path, images):
     fault = Faults(make_wrapper(tmp_path / "bin"))
     with engines.engine(disk="150m") as far:
@@ -325,6 +326,7 @@ def test_a_run_whose_image_does_not_arrive_starts_nothing(home, far, faults):
         docker("rmi", "--force", image_id, check=False)
 
 
+@pytest.mark.soak  # tests/unit/launch/test_spool.py cuts layers into chunks
 def test_a_layer_of_many_chunks_arrives_whole_and_a_cut_repeats_none_that_was_sent(home, far):
     """Its chunks leave while the later ones are packed; those that came before the cut are not sent again."""
     noise = random.Random(3)

@@ -381,7 +381,7 @@ def slow(request, tmp_path, sshd, monkeypatch):
     assert (tools / "used").exists() == (request.param == "rsync")
 
 
-@pytest.mark.parametrize("cause", ["killed", "interrupted", "cut"])
+@pytest.mark.parametrize("cause", ["killed", pytest.param("interrupted", marks=pytest.mark.soak), "cut"])
 def test_a_copy_that_ends_in_mid_file_leaves_no_half_and_goes_on_from_there(slow, cause):
     home, wire = slow
     process = start(home, "sync-out")

@@ -210,6 +210,7 @@ def test_a_silent_pytorch_index_is_given_up_within_seconds_and_named(tmp_path, s
     assert not shop.venv.exists()
 
 
+@pytest.mark.soak  # the other index, which is silent in the same way, is in the test above
 def test_a_silent_main_index_is_given_up_within_seconds_and_named(shop, silent):
     start_s = time.monotonic()
     done = shop.install(PIP_INDEX_URL=silent)
