@@ -60,9 +60,14 @@ class Saved:
 def save(
     run: RunDir, *, step: int, state: Mapping[str, Any], parameters: dict[str, Tensor], optimizer: Any, keep: int
 ) -> None:
-    """Publish ``ckpt/step-NNNNNNNN`` and drop all but the ``keep`` newest and the best."""
+    """Publish ``ckpt/step-NNNNNNNN`` and drop all but the ``keep`` newest and the best.
+
+    Raises:
+        RunError: NAN_LOSS for parameters that are not finite, which nobody could go on from; DISK_FULL.
+    """
     final = run.checkpoints / f"step-{step:08d}"
     if not final.exists():
+        _refuse_not_finite(parameters, step)
         if not run.checkpoints.exists():
             run.checkpoints.mkdir(mode=0o700, exist_ok=True)
             for folder in (run.root, run.root.parent):  # a checkpoint is as durable as the names above it
@@ -83,6 +88,17 @@ def save(
                 raise _no_room(run, parameters, optimizer) from error
             raise
     prune(run, keep=keep)
+
+
+def _refuse_not_finite(parameters: Mapping[str, Tensor], step: int) -> None:
+    broken = [name for name, value in parameters.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise RunError(
+            f"the weights after step {step} are not finite: {', '.join(broken[:3])}",
+            why="training diverged; such a checkpoint would take the place of sound ones",
+            remedy="start again with a lower --learning_rate; the checkpoints before it are kept",
+            reason=Reason.NAN_LOSS,
+        )
 
 
 def _no_room(run: RunDir, *parts: Any) -> RunError:

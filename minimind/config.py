@@ -159,9 +159,10 @@ class TrainConfig:
     seed: Annotated[int, "decides initial weights and the order of samples"] = 42
     deterministic: Annotated[bool, "refuse kernels whose result may differ between two runs"] = False
     device: Annotated[str, "auto, cpu, cuda or cuda:N"] = "auto"
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], "autocast type on a GPU; a CPU computes in float32"] = (
-        "bfloat16"
-    )
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        "autocast type on a GPU (one without bfloat16 takes float16); a CPU computes in float32",
+    ] = "bfloat16"
     num_workers: Annotated[int, "accepted for old command lines; batches are read from memory-mapped shards"] = 1
     use_compile: Annotated[bool, "torch.compile each block"] = False
     parallel: Annotated[

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ from minimind.catalog import TOKENIZER_FILES, weights_file
 from minimind.config import UsageError
 from minimind.durable import fsync_dir, is_disk_full, link_over, publish, publishing, sha256_file, to_json
 from minimind.flags import Parser, add_fields
-from minimind.folder import publishing_folder
+from minimind.folder import aside_of, publishing_folder, remove_leftovers
 from minimind.rundir import Reason, RunError
 from minimind.tokenizer import Tokenizer, files_of
 from minimind.uses import Opened, WeightsConfig, opened
-from minimind.weights import RECORD, read_tensors
+from minimind.weights import RECORD, read_tensors, sidecar_of
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -124,7 +123,8 @@ def _minimind(config: ExportConfig, to: str, use: Opened) -> str:
     lora.merge(use.model)
     stored = _stored(use.model.state_dict(), dtype)
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    remove_leftovers(final)
+    aside = aside_of(final)
     try:
         aside.mkdir(mode=0o700)
         made = aside / final.name
@@ -187,9 +187,11 @@ def _stored(state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 def _record(config: ExportConfig, use: Opened, dtype: str) -> dict[str, Any]:
     """Where it came from, for the folder or beside the file."""
     source = use.weights / "model.safetensors" if use.weights.is_dir() else use.weights
+    stage = "lora" if use.adapters else sidecar_of(use.weights).get("stage")  # it decides how they are spoken to
     return {
         "version": checkpoint.SIDECAR_VERSION,
         "format": config.format,
+        **({"stage": stage} if stage else {}),
         "dtype": dtype,
         "tokenizer_sha256": use.words.sha256,
         "exported_from": {"name": use.weights.name, "sha256": sha256_file(source) if source.is_file() else None},

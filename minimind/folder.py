@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from minimind.durable import SUMS, fsync_dir, verified_files, write_sums
 from minimind.rundir import Reason, RunError
 
+LEFTOVER_S = 3600
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -31,7 +34,8 @@ def publishing_folder(final: Path, *, record: str) -> Iterator[Path]:
     """
     refuse_to_overwrite(final, record=record)
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    remove_leftovers(final)
+    aside = aside_of(final)
     try:
         aside.mkdir(mode=0o700)
         yield aside
@@ -44,6 +48,20 @@ def publishing_folder(final: Path, *, record: str) -> Iterator[Path]:
         fsync_dir(final.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # the unfinished one, or the old one that was exchanged
+
+
+def aside_of(final: Path) -> Path:
+    """A name beside ``final`` for what is not finished, with this process in it."""
+    return final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(final: Path) -> None:
+    """Remove what a killed process left aside of ``final`` more than an hour ago; one elsewhere may share the disk."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*.????????.tmp"):
+        process = left.name.removeprefix(f".{final.name}.").split(".")[0]
+        with contextlib.suppress(OSError):
+            if not Path(f"/proc/{process}").exists() and time.time() - left.stat().st_mtime > LEFTOVER_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def refuse_to_overwrite(final: Path, *, record: str) -> None:

@@ -17,14 +17,16 @@ from minimind.efficiency import Account, Setting
 from minimind.feed import Feed
 from minimind.flops import peak_flops
 from minimind.forecast import last_step, measure
+from minimind.identity import computed_by
 from minimind.metrics import Metrics
 from minimind.passes import not_finite
-from minimind.prepare import TrainState, computed_by, prepare
+from minimind.precision import autocast, computed_in
+from minimind.prepare import TrainState, prepare
 from minimind.pulse import Phase
-from minimind.saving import Saver, save
+from minimind.saving import Saver, keep_sound, save
 from minimind.stages.base import Stage, trainable
 from minimind.tracing import Tracer
-from minimind.update import StopFlag, autocast, fill_memory, hold_sigterm, leave_on_sigterm, one_step
+from minimind.update import StopFlag, fill_memory, hold_sigterm, leave_on_sigterm, one_step
 
 
 def train(stage: Stage, config: TrainConfig, argv: list[str]) -> None:
@@ -73,7 +75,7 @@ def _train(stage: Stage, config: TrainConfig, attempt: Attempt) -> None:
             attempt.agreed = False
             try:
                 attempt.at(Phase.PREPARE)  # a reference may read all of the data, which takes its time
-                with autocast(config, ranks):
+                with autocast(config, ranks.device):
                     stage.begin(state.reader, ranks, state.facts, say)
                 if config.max_tokens_per_batch == "auto":
                     fill_memory(config, ranks, state, say)
@@ -137,9 +139,12 @@ def _run(
             if metrics:
                 metrics.log(line)
             log_s = time.perf_counter() - began
-            if state.bad_steps >= config.max_bad_steps or (state.bad_steps and final):
+            if state.bad_steps >= (min(config.max_bad_steps, state.step) if final else config.max_bad_steps):
+                error = not_finite(ranks, state)
+                attempt.at(Phase.SAVE)
+                keep_sound(config, ranks, state, saver)
                 attempt.agreed = True
-                raise not_finite(ranks, state)
+                raise error
             if state.step % config.save_interval == 0 or final or stopped:
                 attempt.at(Phase.SAVE)
                 save(config, ranks, state, saver, aside=not (final or stopped))
@@ -153,6 +158,9 @@ def _run(
         attempt.status = "stopped"
         say(f"stopped after step {state.step}, checkpoint saved; the same command goes on from there")
     else:
+        if state.bad_steps:
+            learned = f"these are the weights of step {state.step - state.bad_steps}"
+            say(f"warning: the gradient was not finite in the last {state.bad_steps} steps of the run; {learned}")
         weights = ranks.whole(state.stage.weights(state.model))
         if ranks.leader:
             name = written_file(
@@ -171,7 +179,7 @@ def _run(
 
 def _setting(config: TrainConfig, ranks: World, state: TrainState) -> Setting:
     on_gpu = ranks.device.type == "cuda"
-    dtype = config.dtype if on_gpu else "float32"
+    dtype = computed_in(config, ranks.device)
     peak = peak_flops(torch.cuda.get_device_name(ranks.device), dtype) if on_gpu else None
     parameters, trained = (
         sum(p.numel() for p in some) for some in (state.model.parameters(), trainable(state.model).values())

@@ -68,7 +68,7 @@ def dropout_of(config: TrainConfig, ranks: World, step: Step, one: Pass) -> Drop
 
 def not_finite(ranks: World, state: TrainState) -> RunError:
     """The paragraph after too many such steps, with the lines of the data that did it where a loss tells."""
-    step = state.order.step(state.step)
+    step, sound = state.order.step(state.step), state.step - state.bad_steps
     lines = sorted(ranks.gather(state.bad_samples))
     every = sorted(line for samples in step.micro_batches for line in state.reader.lines(samples))
     named = lines or every
@@ -79,7 +79,7 @@ def not_finite(ranks: World, state: TrainState) -> RunError:
         f"the gradient was not finite in {state.bad_steps} steps in a row, the last is {state.step}",
         why=("training diverged, or these samples do it" if lines else "training diverged: every loss was finite")
         + f"; step {state.step} read lines {shown} of the data; none of these steps changed the weights",
-        remedy="look at these lines; lower --learning_rate, then `launch resume` or a new run; the last checkpoint is "
-        "sound",
+        remedy="look at these lines; a new run with a lower --learning_rate may get over them. "
+        + (f"The checkpoint of step {sound} is sound" if sound else "Nothing was learned, so nothing is saved"),
         reason=Reason.NAN_LOSS,
     )

@@ -126,6 +126,7 @@ def _warnings(found: dict[str, Any]) -> list[str]:
             f"the checkpoints will need {_gb(disk['needed_bytes'])} at their most and {disk['folder']} has "
             f"{_gb(disk['free_bytes'])} free: lower --keep_checkpoints, or free space"
         )
+    warnings += _too_small(found)
     alone = batch["with_one_rank"]
     if batch["samples_per_step"] != alone["samples_per_step"] and not found["steps"]["done"]:
         equal = batch["same_step"]
@@ -141,6 +142,20 @@ def _warnings(found: dict[str, Any]) -> list[str]:
             f"{alone['samples_per_step']:,}{fewer}: {advice}"
         )
     return warnings
+
+
+def _too_small(found: dict[str, Any]) -> list[str]:
+    room, needed_bytes = found["room"], found["memory_bytes"]["total"]
+    if room["kind"] == "main":
+        needed_bytes *= found["nproc"]
+    if room["available_bytes"] is None or needed_bytes <= room["available_bytes"]:
+        return []
+    has = "a GPU here has" if room["kind"] == "gpu" else "this machine has free"
+    each = "a rank" if room["kind"] == "gpu" else f"{found['nproc']} rank{'s' if found['nproc'] > 1 else ''}"
+    return [
+        f"about {_gb(needed_bytes)} of memory for {each} are more than the {_gb(room['available_bytes'])} that {has}: "
+        "smaller --batch_size with more --accumulation_steps, or --max_tokens_per_batch"
+    ]
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,17 @@ from minimind.batches import Order, Reader
 from minimind.config import ModelConfig, TrainConfig, data_file, starting_weights, to_plain, tokenizer_folder
 from minimind.dist import World, load_whole_state
 from minimind.durable import sha256_file
+from minimind.identity import (
+    MAY_CHANGE_ON_RESUME,
+    began_with,
+    compare_start,
+    computed_by,
+    refuse_another_stage,
+    refuse_changes,
+    say_what_else_computes,
+)
 from minimind.model import MiniMind
+from minimind.precision import LossScale, computed_in
 from minimind.rundir import Reason, RunError
 from minimind.stages.base import Stage, trainable
 from minimind.weights import refuse_differences, refuse_other_tokenizer
@@ -27,26 +37,6 @@ from minimind.weights import refuse_differences, refuse_other_tokenizer
 WINDOW_STEPS = 100
 SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size", "num_experts")
 """What flags say of a model; the rest comes from its weights, or from the generation."""
-MAY_CHANGE_ON_RESUME = frozenset(
-    {
-        *("log_interval", "save_interval", "keep_checkpoints", "max_steps", "max_bad_steps", "max_tokens_per_batch"),
-        *("device", "dtype", "num_workers", "use_compile", "deterministic", "use_wandb", "wandb_project"),
-        *("parallel", "hang_timeout", "profile"),
-        *(
-            "run_dir",
-            "save_dir",
-            "data_path",
-            "tokenizer",
-            "any_tokenizer",
-            "preset",
-            "from_weight",
-            "from_lora",
-            "from_resume",
-            "accumulation_steps",
-        ),
-    }
-)
-"""Options that do not decide what is learned, or whose content is compared by hash instead of by name."""
 
 
 @dataclass(kw_only=True)
@@ -59,6 +49,7 @@ class TrainState:
     stage: Stage
     reader: Reader
     order: Order
+    scale: LossScale
     identity: dict[str, Any]
     sidecar: dict[str, Any]
     facts: dict[str, Any]
@@ -113,9 +104,10 @@ def prepare(
         )
     start = starting_weights(config, stage.info)
     if saved:
-        _refuse_another_stage(saved.state["identity"], stage.info.name)
+        refuse_another_stage(saved.state["identity"], stage.info.name)
     if saved and not stage.needs_start_on_resume:  # its shape may be one that only its starting weights had
         model = MiniMind(_asked(config, words, **saved.state["identity"].get("model", {})))
+        compare_start(saved.state["identity"].get("began_with"), config, start, say)
     else:
         model = _build(config, words, start)
     stage.prepare(model, say)
@@ -133,8 +125,10 @@ def prepare(
         "micro_batches_per_step": config.accumulation_steps * ranks.size,
     }
     if saved:
-        _refuse_changes(saved.state["identity"], identity)
-        identity["micro_batches_per_step"] = saved.state["identity"]["micro_batches_per_step"]
+        refuse_changes(saved.state["identity"], identity)
+        identity |= {key: saved.state["identity"].get(key) for key in ("micro_batches_per_step", "began_with")}
+    else:
+        identity["began_with"] = began_with(config, start)
     reader = Reader(
         data,
         max_seq_len=config.max_seq_len,
@@ -156,6 +150,7 @@ def prepare(
         stage=stage,
         reader=reader,
         order=order,
+        scale=LossScale(config, ranks.device, sharded=ranks.sharded),
         identity=identity,
         sidecar={
             "model": dataclasses.asdict(model.config),
@@ -169,7 +164,7 @@ def prepare(
             "start": identity["start_sha256"],
             "model": dataclasses.asdict(model.config),
             "max_seq_len": config.max_seq_len,
-            "computed_in": config.dtype if ranks.device.type == "cuda" else "float32",
+            "computed_in": computed_in(config, ranks.device),
         },
     )
     if saved:
@@ -178,10 +173,13 @@ def prepare(
         kept, asked = identity["micro_batches_per_step"], config.accumulation_steps * ranks.size
         as_before = "" if kept == asked else f", as it began; this command alone would mean {asked}"
         say(f"resuming after step {saved.step} ({kept} micro-batches a step{as_before})")
-        _say_what_else_computes(saved.state.get("computed_by") or {}, computed_by(config, ranks), say)
+        say_what_else_computes(saved.state.get("computed_by") or {}, computed_by(config, ranks), say)
     if config.use_compile:
         for block in model.model.layers:
             block.compile()
+    dtype = computed_in(config, ranks.device)
+    if ranks.device.type == "cuda" and dtype != config.dtype:
+        say(f"note: this GPU has no units for {config.dtype}; computing in {dtype}, the loss scaled")
     _describe(say, state, config, ranks, data_path.name)
     return state
 
@@ -236,47 +234,6 @@ def _build(config: TrainConfig, words: tokenizer.Tokenizer, start: Path | None) 
     return model
 
 
-def _refuse_another_stage(before: Mapping[str, Any], stage: str) -> None:
-    if before["stage"] != stage:
-        raise RunError(
-            f"this run directory holds a training of {before['stage']}, not of {stage}",
-            why="each stage has data, a loss and an optimiser's state of its own",
-            remedy=f"give another --run_dir; to go on from its weights name them with --from_weight; to resume it run "
-            f"{before['stage']}",
-        )
-
-
-def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [
-        f"--{k} was {v}, is {now['config'].get(k)}" for k, v in before["config"].items() if v != now["config"].get(k)
-    ]
-    named = {
-        "data_sha256": "the data file",
-        "tokenizer_sha256": "the tokenizer",
-        "start_sha256": "the starting weights",
-    }
-    changed += [f"{text} is another one" for key, text in named.items() if before[key] != now[key]]
-    if changed:
-        raise RunError(
-            "this is not the training that the checkpoint belongs to",
-            why="; ".join(changed),
-            remedy="resume with what it was started with, or start a new run from its weights (--from_weight)",
-        )
-
-
-def computed_by(config: TrainConfig, ranks: World) -> dict[str, str]:
-    """What may change on a resume and decides the last digits of every loss."""
-    dtype = config.dtype if ranks.device.type == "cuda" else "float32"
-    name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
-    return {"torch": torch.__version__, "device": name, "dtype": dtype, "ranks": str(ranks.size)}
-
-
-def _say_what_else_computes(before: Mapping[str, str], now: Mapping[str, str], say: Callable[[str], None]) -> None:
-    changed = [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before.get(key, value) != value]
-    if changed:
-        say(f"note: {'; '.join(changed)}: the same samples and rates, but losses may differ in their last digits")
-
-
 def _restore(state: TrainState, saved: checkpoint.Saved, ranks: World) -> None:
     own = trainable(state.model)
     if {n: tuple(p.shape) for n, p in own.items()} != {n: tuple(t.shape) for n, t in saved.parameters.items()}:
@@ -287,6 +244,7 @@ def _restore(state: TrainState, saved: checkpoint.Saved, ranks: World) -> None:
         )
     load_whole_state(ranks, own, state.model, state.optimizer, parameters=saved.parameters, state=saved.optimizer)
     state.step, state.bad_steps = saved.step, int(saved.state.get("bad_steps", 0))
+    state.scale.restore(saved.state.get("loss_scale"))
     state.window.extend(saved.state.get("losses", ()))
 
 

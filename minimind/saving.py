@@ -7,6 +7,7 @@ steps are on the disk before it has its name, and whatever is told afterwards is
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import threading
 import time
@@ -20,8 +21,9 @@ from torch.utils._pytree import tree_map
 from minimind import checkpoint
 from minimind.config import TrainConfig
 from minimind.dist import World, whole_state
+from minimind.identity import computed_by
 from minimind.metrics import Metrics
-from minimind.prepare import TrainState, computed_by
+from minimind.prepare import TrainState
 from minimind.rundir import RunDir
 from minimind.stages.base import trainable
 
@@ -121,6 +123,7 @@ def save(config: TrainConfig, ranks: World, state: TrainState, saver: Saver, *, 
                 "identity": state.identity,
                 "bad_steps": state.bad_steps,
                 "computed_by": computed_by(config, ranks),
+                "loss_scale": state.scale.state(),
                 "losses": list(state.window),
                 "mean_loss": math.fsum(state.window) / len(state.window) if state.window else None,
             },
@@ -128,6 +131,13 @@ def save(config: TrainConfig, ranks: World, state: TrainState, saver: Saver, *, 
             optimizer=optimizer,
             aside=aside and not ranks.sharded,
         )
+
+
+def keep_sound(config: TrainConfig, ranks: World, state: TrainState, saver: Saver) -> None:
+    """Checkpoint the last step that changed anything, before a run ends because those after it were not finite."""
+    sound_step = state.step - state.bad_steps
+    if sound_step:
+        save(config, ranks, dataclasses.replace(state, step=sound_step, bad_steps=0), saver, aside=False)
 
 
 def snapshot(state: Any) -> tuple[Any, torch.cuda.Event | None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minimind import forecast, history, shards, sizes, tokenizer
+from minimind import forecast, history, room, shards, sizes, tokenizer
 from minimind.catalog import CATALOG, StageInfo, weights_file
 from minimind.config import CannotTrain, ModelConfig, TrainConfig, data_file, tokenizer_folder
 from minimind.order import Order, Samples
@@ -111,6 +111,7 @@ def survey(
         "parameters": {"all": sizes.parameters(model), "trained": trained},
         "pass": {"tokens": tokens, "targets": targets},
         "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
+        "room": dict(zip(("kind", "available_bytes"), room.available_bytes(config.device), strict=True)),
         "disk": {
             "checkpoint_bytes": disk.checkpoint,
             "checkpoints_bytes": disk.checkpoints,

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from minimind.dist import World
 from minimind.efficiency import Account
 from minimind.feed import Feed
 from minimind.passes import Pass, dropout_of, evened_out
+from minimind.precision import autocast
 from minimind.prepare import TrainState
 from minimind.pulse import Phase
 from minimind.sizes import FP32
@@ -84,13 +85,13 @@ def one_step(
         last = index == len(passes) - 1
         state.model.dropout = dropout_of(config, ranks, step, one)
         with nullcontext() if last else ranks.unsynchronised(state.wrapped):
-            with autocast(config, ranks):
+            with autocast(config, ranks.device):
                 summed, _, more = state.stage.loss(state.wrapped, one.batch.to(ranks.device))
             optimised = summed * (one.weight / max(1, count))
             auxiliary = state.stage.auxiliary(state.model)
             if auxiliary is not None:
                 optimised = optimised + auxiliary * (one.share / len(step.micro_batches))
-            (optimised * ranks.size).backward()
+            state.scale.apply(optimised * ranks.size).backward()
         zero = summed.new_zeros(())
         made = (summed, zero if auxiliary is None else auxiliary, *(more.get(name, zero) for name in names))
         kept.append([value.detach() for value in made])
@@ -107,12 +108,16 @@ def one_step(
     asked_to_stop = stop.set or (ranks.leader and attempt.dir.stop.exists())
     sums = ranks.sum([loss_sum, aux_sum, float(asked_to_stop), *told.values()])
     parameters = list(trainable(state.model).values())
-    norm = ranks.norm(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)) if count else 0.0
+    norm, summed_loss = 0.0, sums[0] + sums[1]
+    if count:
+        state.scale.undo(state.optimizer)
+        norm = ranks.norm(nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf))
     attempt.at(Phase.APPLY)
-    finite = math.isfinite(norm) and math.isfinite(sums[0] + sums[1])
-    if finite and count:
-        state.optimizer.step()
-    state.bad_steps = 0 if finite else state.bad_steps + 1
+    finite, overflow = math.isfinite(summed_loss), False
+    if count:
+        finite, overflow = state.scale.settle(state.optimizer, loss=summed_loss, norm=norm)
+    if not overflow:
+        state.bad_steps = 0 if finite else state.bad_steps + 1
     state.bad_samples = bad_samples
     loss = sums[0] / max(1, count) + sums[1]
     if finite and count:
@@ -123,7 +128,7 @@ def one_step(
     line = {
         "step": step.number,
         "epoch": step.epoch,
-        "loss": loss if finite else None,
+        "loss": loss if finite or overflow else None,
         "lr": rate,
         "grad_norm": norm if math.isfinite(norm) else None,
         "tokens": ready.tokens,
@@ -162,7 +167,7 @@ def fill_memory(config: TrainConfig, ranks: World, state: TrainState, say: Calla
     def attempt(batch: Batch) -> None:
         state.model.dropout = dropout_of(config, ranks, order.step(1), Pass(batch=batch))
         with ranks.unsynchronised(state.wrapped):
-            with autocast(config, ranks):
+            with autocast(config, ranks.device):
                 summed, _, _ = state.stage.loss(state.wrapped, batch.to(ranks.device))
             auxiliary = state.stage.auxiliary(state.model)
             (summed if auxiliary is None else summed + auxiliary).backward()
@@ -186,10 +191,3 @@ def _numbers(kept: list[list[Tensor]]) -> list[list[float]]:
     numbers = torch.stack([value.double() for row in kept for value in row])
     rows: list[list[float]] = numbers.view(len(kept), -1).tolist()
     return rows
-
-
-def autocast(config: TrainConfig, ranks: World) -> AbstractContextManager[Any]:
-    """The type that a GPU computes in; a CPU computes in float32."""
-    if ranks.device.type == "cpu" or config.dtype == "float32":
-        return nullcontext()
-    return torch.autocast("cuda", dtype=getattr(torch, config.dtype))

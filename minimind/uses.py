@@ -143,12 +143,11 @@ def spoken(config: SpokenConfig, *, verb: str) -> tuple[MiniMind, Speaker]:
         RunError: when weights, adapters or tokenizer are missing or do not fit one another.
     """
     use = opened(config, verb=verb, device=device_of(config.device))
-    sidecar = {} if is_folder(use.weights) else sidecar_of(use.weights)
     found, said = speaker(
         use.words,
         use.model.config,
         use.weights,
-        sidecar,
+        sidecar_of(use.weights),
         raw=config.raw,
         think=config.think,
         adapted=bool(use.adapters),

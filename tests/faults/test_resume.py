@@ -237,6 +237,26 @@ def test_a_resume_with_another_training_is_refused_and_says_what_changed(folder,
     assert named in refused.value.why
 
 
+def test_weights_named_on_a_resume_must_be_those_it_began_with_unless_only_their_file_was_made_anew(folder, capsys):
+    mine = folder / "out" / "mine_64.pth"
+    shutil.copy(folder / "out" / "base_64.pth", mine)
+    shutil.copy(mine, folder / "out" / "same_64.pth")
+    flags = ("pretrain", *TINY, "--batch_size", "4", "--accumulation_steps", "1", "--epochs", "4")
+    corpus.train_here(folder, *flags, "--from_weight", "mine", "--max_steps", "2", run="named")
+    with pytest.raises(RunError) as refused:
+        corpus.train_here(folder, *flags, "--from_weight", "broken", "--max_steps", "4", run="named")
+    assert "began with --from_weight mine, and broken holds other weights" in refused.value.why
+    corpus.train_here(folder, *flags, "--from_weight", "same", "--max_steps", "4", run="named")
+    shutil.copy(folder / "out" / "broken_64.pth", mine)
+    capsys.readouterr()
+    corpus.train_here(folder, *flags, "--from_weight", "mine", "--max_steps", "6", run="named")
+    assert "mine_64.pth holds other weights than when this training began" in capsys.readouterr().out
+    mine.unlink()
+    corpus.train_here(folder, *flags, "--from_weight", "mine", "--max_steps", "8", run="named")
+    lines = corpus.metrics(folder / "runs" / "named")
+    assert [line["step"] for line in lines] == list(range(1, 9)) and all(line["loss"] for line in lines)
+
+
 def test_from_resume_0_refuses_to_overwrite_and_1_refuses_to_invent(folder):
     flags = (*TINY, *STAGES["pretrain"], "--max_steps", "1")
     with pytest.raises(RunError, match="no checkpoint to resume"):

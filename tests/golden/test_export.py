@@ -193,6 +193,7 @@ def test_out_and_back_gives_the_same_bits(home, tmp_path, arch, moe, dtype):
     source = corpus.random_weights(
         tmp_path / "out" / "full_sft_64.pth", arch, vocab_size=words.vocab_size, use_moe=moe, dtype=dtype
     )
+    source.with_suffix(".json").write_text(json.dumps({"stage": "reason"}))
     assert run(home, "--from_weight", str(source), "--tokenizer", "out/tokenizer", "--to", str(tmp_path / "hf")) == 0
     back = ("--from_weight", str(tmp_path / "hf"), "--format", "minimind", "--save_dir", str(tmp_path / "in"))
     assert run(home, *back, "--to", "full_sft") == 0
@@ -201,6 +202,7 @@ def test_out_and_back_gives_the_same_bits(home, tmp_path, arch, moe, dtype):
     assert one.keys() == other.keys()
     assert all(one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one)
     told = json.loads(made.with_suffix(".json").read_text())
+    assert told["stage"] == "reason"  # it decides how they are spoken to
     assert told["tokenizer_sha256"] == tokenizer.Tokenizer(tmp_path / "in" / "tokenizer").sha256 == words.sha256
 
 

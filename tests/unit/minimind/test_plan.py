@@ -143,6 +143,17 @@ def test_parameters_are_those_of_the_model(arch, moe, hidden, layers):
         assert sizes.adapter_parameters(config, rank=4, targets=targets) == trained
 
 
+def test_a_training_too_large_for_this_machine_is_warned_of_with_the_figures(folder, monkeypatch):
+    words = (*TINY, "--from_weight", "base")
+    for kind, factor in (("main", 2), ("gpu", 1)):
+        for room_bytes, warned in ((None, False), (1 << 40, False), (1000, True)):
+            monkeypatch.setattr(survey.room, "available_bytes", lambda device, k=kind, b=room_bytes: (k, b))
+            found = ask(folder, "pretrain", *words, nproc=2)
+            told = [text for text in found["warnings"] if "memory for" in text]
+            assert bool(told) == warned
+            assert not warned or plan._gb(factor * found["memory_bytes"]["total"]) in told[0]
+
+
 def test_the_memory_estimate_is_within_a_factor_of_two_of_what_a_rank_takes(folder):
     # large batches of long texts, so that activations are most of it
     corpus.write_jsonl(folder / "dataset" / "long.jsonl", corpus.texts(24, seed=9, least=400, most=500))
