@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,8 @@ class Engine:
         self.start()
 
     def start(self) -> None:
-        options = ("--bridge=none", "--iptables=false", "--ip-masq=false", "--containerd-namespace", self.folder.name)
+        namespace = re.sub("[^A-Za-z0-9]", "", self.folder.name) + "x"  # mkdtemp's names may end in "_", a namespace may not
+        options = ("--bridge=none", "--iptables=false", "--ip-masq=false", "--containerd-namespace", namespace)
         places = ("--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/x", "-p", f"{self.folder}/pid")
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
