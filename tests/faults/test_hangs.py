@@ -97,7 +97,7 @@ def gone(pids) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("way", "nproc", "victim"), [("supervised", 3, 1), pytest.param("by hand", 2, 0, marks=pytest.mark.soak)]
+    ("way", "nproc", "victim"), [("supervised", 2, 1), pytest.param("by hand", 3, 0, marks=pytest.mark.soak)]
 )
 def test_a_rank_that_is_stopped_ends_the_run_as_hung_and_is_named(folder, started, way, nproc, victim):
     run, command = WAYS[way](folder, f"hung {way}".replace(" ", "-"), *SHORT, nproc=nproc)

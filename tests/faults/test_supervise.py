@@ -73,9 +73,9 @@ def ranks_of(run) -> list[int]:
 
 
 def test_two_ranks_succeed_with_weights_logs_and_every_file_of_the_contract(folder):
-    run = prepare(folder, "good", nproc=2)
+    run = prepare(folder, "good", "--save_interval", "100", "--max_steps", "5", nproc=2)
     assert supervise(folder, run).wait(120) == 0
-    assert state(run).state is State.SUCCEEDED
+    assert state(run).state is State.SUCCEEDED, "a save_interval beyond the last step leaves weights as well"
     assert (folder / "out" / "pretrain_64.pth").stat().st_ino == (run.export / "pretrain_64.pth").stat().st_ino
     attempt = run.attempt(1)
     log, rank0 = (attempt / "log.txt").read_text(), (attempt / "log.rank0.txt").read_text()
@@ -92,12 +92,6 @@ def test_two_ranks_succeed_with_weights_logs_and_every_file_of_the_contract(fold
         assert path.stat().st_mode & 0o077 == 0, path
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=run.export, capture_output=True, check=False)
     assert done.returncode == 0
-
-
-def test_save_interval_beyond_the_last_step_still_leaves_weights(folder):
-    run = prepare(folder, "interval", "--save_interval", "100", "--max_steps", "5")
-    assert supervise(folder, run).wait(120) == 0
-    assert state(run).state is State.SUCCEEDED and (run.export / "pretrain_64.pth").exists()
 
 
 def test_a_run_that_could_write_no_weights_is_failed_no_weights(folder):
@@ -137,6 +131,7 @@ def test_a_broken_line_17_fails_as_data_invalid_with_a_paragraph_and_no_tracebac
     assert not run.checkpoints.exists() and not run.export.exists()
 
 
+@pytest.mark.soak  # tests/faults/test_weights.py names shapes, the broken line above takes the same way to exit.json
 def test_weights_of_another_shape_fail_as_data_invalid_and_say_what_differs(folder):
     run = prepare(folder, "shape", "--hidden_size", "128", "--from_weight", "out/base_64.pth")
     assert supervise(folder, run).wait(120) == 6
@@ -145,8 +140,12 @@ def test_weights_of_another_shape_fail_as_data_invalid_and_say_what_differs(fold
 
 
 @pytest.mark.parametrize("victim", ["rank", "supervisor"])
-def test_kill_9_leaves_no_process_behind_and_the_run_resumes(folder, victim):
-    run = prepare(folder, f"killed-{victim}", "--epochs", "400", "--save_interval", "5", nproc=2)
+def test_kill_9_leaves_no_process_behind(folder, victim):
+    kill_9(folder, victim)
+
+
+def kill_9(folder, victim) -> RunDir:
+    run = prepare(folder, f"killed-{victim}-{time.monotonic_ns()}", "--epochs", "400", "--save_interval", "5", nproc=2)
     child = supervise(folder, run)
     wait_for(lambda: run.checkpoint_steps())
     ranks = ranks_of(run)
@@ -158,6 +157,13 @@ def test_kill_9_leaves_no_process_behind_and_the_run_resumes(folder, victim):
     assert found.state is (State.FAILED if victim == "rank" else State.LOST)
     if victim == "rank":
         assert found.reason is Reason.SIGNAL and "rank 1 was ended by SIGKILL" in _ending(run)["what"]
+    return run
+
+
+@pytest.mark.soak  # tests/faults/test_kills.py resumes what was killed, tests/system/test_run_ssh.py by `launch resume`
+@pytest.mark.parametrize("victim", ["rank", "supervisor"])
+def test_a_run_whose_rank_or_supervisor_was_killed_resumes(folder, victim):
+    run = kill_9(folder, victim)
     again = supervise(folder, run)
     while again.poll() is not None or not run.attempt(2).exists():  # torchrun holds the lock until it is gone, too
         if again.poll() == 9:
@@ -203,15 +209,15 @@ def _log(run, attempt):
     return path.read_text() if path.exists() else ""
 
 
-def test_sigterm_saves_and_stops_and_the_stop_file_does_the_same(folder):
-    for how in ("signal", "file"):
-        run = prepare(folder, f"stop-{how}", "--epochs", "400", nproc=2)
-        child = supervise(folder, run)
-        wait_for(lambda run=run: run.metrics.exists() and run.metrics.read_bytes().count(b"\n") > 3)
-        child.terminate() if how == "signal" else run.stop.touch()
-        assert child.wait(60) == 0
-        found = state(run)
-        assert found.state is State.STOPPED and run.checkpoint_steps() == [found.last_step]
+@pytest.mark.parametrize("how", ["signal", pytest.param("file", marks=pytest.mark.soak)])  # `launch stop` writes the file
+def test_sigterm_saves_and_stops_and_the_stop_file_does_the_same(folder, how):
+    run = prepare(folder, f"stop-{how}", "--epochs", "400", nproc=2)
+    child = supervise(folder, run)
+    wait_for(lambda: run.metrics.exists() and run.metrics.read_bytes().count(b"\n") > 3)
+    child.terminate() if how == "signal" else run.stop.touch()
+    assert child.wait(60) == 0
+    found = state(run)
+    assert found.state is State.STOPPED and run.checkpoint_steps() == [found.last_step]
 
 
 def test_detach_prints_the_handle_lives_on_and_a_second_one_is_refused(folder):
