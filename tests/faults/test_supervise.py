@@ -209,7 +209,7 @@ def _log(run, attempt):
     return path.read_text() if path.exists() else ""
 
 
-@pytest.mark.parametrize("how", ["signal", pytest.param("file", marks=pytest.mark.soak)])  # `launch stop` writes the file
+@pytest.mark.parametrize("how", ["signal", pytest.param("file", marks=pytest.mark.soak)])  # `launch stop` writes it
 def test_sigterm_saves_and_stops_and_the_stop_file_does_the_same(folder, how):
     run = prepare(folder, f"stop-{how}", "--epochs", "400", nproc=2)
     child = supervise(folder, run)

@@ -30,7 +30,7 @@ class Engine:
         self.start()
 
     def start(self) -> None:
-        namespace = re.sub("[^A-Za-z0-9]", "", self.folder.name) + "x"  # mkdtemp's names may end in "_", a namespace may not
+        namespace = re.sub("[^A-Za-z0-9]", "", self.folder.name) + "x"  # mkdtemp ends some names with "_"
         options = ("--bridge=none", "--iptables=false", "--ip-masq=false", "--containerd-namespace", namespace)
         places = ("--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/x", "-p", f"{self.folder}/pid")
         with open(self.folder / "log", "ab") as log:
