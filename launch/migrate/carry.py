@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,11 @@ class SendData(Carrying):
         total_bytes = sum(file.length_bytes for file in missing.values())
         with store.locked():
             courier = Courier(move.source, move.inventory, "/", store, move.voice)
-            with move.voice.moving(f"data of {move.asked.source.name} -> {spool}", total_bytes) as moved:
-                for group in courier.bring(list(missing.values()), moved):
+            with (
+                move.voice.moving(f"data of {move.asked.source.name} -> {spool}", total_bytes) as moved,
+                contextlib.closing(courier.bring(list(missing.values()), moved)) as groups,
+            ):
+                for group in groups:
                     for file, whole in group:
                         if whole:
                             store.place(store.part(file.sha256), file.sha256, file.sha256, move=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import select
 import shutil
 import signal
@@ -16,6 +17,7 @@ from launch.argv import rsync
 from launch.errors import Exit, LaunchError
 from launch.inventory import Inventory
 from launch.sync import archive, packing
+from launch.sync.lanes import Lanes, Once
 from launch.sync.listing import RemoteFile
 from launch.sync.scripts import ARCHIVE
 from launch.sync.store import Store
@@ -29,6 +31,8 @@ BATCH_BYTES = 8 << 20
 BATCH_FILES = 500
 MEMBER_BYTES = 8 << 10
 """What an archive may say of a file beside its bytes."""
+LARGE_LANES = 2
+"""Large files at once: while one is greeted by the host's sshd, the other fills the line."""
 FSYNCS = 8
 """At once: a disk answers several in the time of one."""
 
@@ -38,33 +42,59 @@ class Courier:
 
     def __init__(self, transport: Transport, inventory: Inventory, root: str, store: Store, voice: Voice) -> None:
         self._transport, self._root, self._store, self._voice = transport, root, store, voice
+        self._inventory = inventory
         self._ssh: list[str] | None = None
-        self._can_pack, self._pack = False, False
-        host = transport.host
-        if host.ssh is not None and shutil.which("rsync"):
-            theirs = transport.read(["rsync", "--version"], check=False)
-            self._ssh = ssh_command(host, inventory) if theirs.code == 0 else None
-            ours = subprocess.run(["rsync", "--version"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
-            self._can_pack = b"zstd" in theirs.stdout and b"zstd" in ours.stdout
+        self._pack = False
 
     def bring(
         self, files: Sequence[RemoteFile], on_bytes: Callable[[int], None]
-    ) -> Iterator[list[tuple[RemoteFile, bool]]]:
-        """The files in groups, small ones first, each with whether its part now holds exactly its bytes.
+    ) -> Generator[list[tuple[RemoteFile, bool]], None, None]:
+        """The files in groups, each file with whether its part now holds exactly its bytes.
 
-        One file a hash, please. Every group is to be published before the next one is asked for.
+        One file a hash, please. What is fetched meanwhile are other files. Close the generator: then nothing is.
         """
+        lanes = Lanes[list[RemoteFile]]()
+        on_bytes = lanes.watched(on_bytes)
         small = [file for file in files if file.length_bytes <= SMALL_BYTES and not self._store.part_bytes(file.sha256)]
-        for batch in _batches(small):
-            self._fetch_small(batch, on_bytes)
-            with ThreadPoolExecutor(FSYNCS) as pool:
-                yield list(zip(batch, pool.map(self._verify, batch), strict=True))
         large = sorted(set(files) - set(small), key=lambda file: file.length_bytes)
-        if large and self._can_pack and sum(map(self._lacking, large)) >= packing.FROM_BYTES:
-            self._measure(large[-1], on_bytes)
+        ways = [self._small(small, on_bytes)] if small else []
+        waiting = queue.SimpleQueue[RemoteFile]()
         for file in large:
-            self._fetch_if_there(file, on_bytes)
-            yield [(file, self._verify(file))]
+            waiting.put(file)
+        choice = Once(lambda: self._choose(large, on_bytes))
+        ways += [self._large(waiting, choice, on_bytes) for _ in large[:LARGE_LANES]]
+        with contextlib.closing(lanes.run(ways)) as fetched, ThreadPoolExecutor(FSYNCS) as pool:
+            for group in fetched:
+                yield list(zip(group, pool.map(self._verify, group), strict=True))
+
+    def _small(self, files: Sequence[RemoteFile], on_bytes: Callable[[int], None]) -> Iterator[list[RemoteFile]]:
+        for batch in _batches(files):
+            self._fetch_small(batch, on_bytes)
+            yield batch
+
+    def _large(
+        self, waiting: queue.SimpleQueue[RemoteFile], choice: Once, on_bytes: Callable[[int], None]
+    ) -> Iterator[list[RemoteFile]]:
+        choice.made()
+        while not waiting.empty():
+            with contextlib.suppress(queue.Empty):
+                file = waiting.get_nowait()
+                self._fetch_if_there(file, on_bytes)
+                yield [file]
+
+    def _choose(self, large: Sequence[RemoteFile], on_bytes: Callable[[int], None]) -> None:
+        """How the large ones travel, the largest one last: by rsync where both sides have it, packed if that pays."""
+        host = self._transport.host
+        if host.ssh is None or max(map(self._lacking, large)) < RSYNC_FROM_BYTES or not shutil.which("rsync"):
+            return
+        theirs = self._transport.read(["rsync", "--version"], check=False)
+        if theirs.code:
+            return
+        self._ssh = ssh_command(host, self._inventory)
+        ours = subprocess.run(["rsync", "--version"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        can_pack = b"zstd" in theirs.stdout and b"zstd" in ours.stdout
+        if can_pack and sum(map(self._lacking, large)) >= packing.FROM_BYTES:
+            self._measure(large[-1], on_bytes)
 
     def _lacking(self, file: RemoteFile) -> int:
         return file.length_bytes - self._store.part_bytes(file.sha256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -200,21 +201,26 @@ class Trip:
         moved: Callable[[int], None],
     ) -> set[str]:
         torn: set[str] = set()
-        for group in courier.bring(sources, moved):
-            paths = [file.path for source, _ in group for file in names[source.sha256]]
-            now = list_again(self._transport, self._root, paths)
-            for source, whole in group:
-                sure = [file for file in names[source.sha256] if whole and file.holds_still(now.get(file.path))]
-                torn |= {file.path for file in names[source.sha256]} - {file.path for file in sure}
-                part = self._store.part(source.sha256)
-                for file in sure[1:]:
-                    self._store.place(part, file.path, file.sha256, move=False, modified_s=file.modified_s)
-                if sure:
-                    first = sure[0]
-                    self._store.place(part, first.path, first.sha256, move=True, modified_s=first.modified_s)
-                else:  # still of use when the file was only touched
-                    self._outdated.add(source.sha256)
-            self._store.settle()
+        with contextlib.closing(courier.bring(sources, moved)) as groups:
+            for group in groups:
+                torn |= self._publish(group, names)
+        return torn
+
+    def _publish(self, group: Sequence[tuple[RemoteFile, bool]], names: Mapping[str, Sequence[RemoteFile]]) -> set[str]:
+        torn: set[str] = set()
+        now = list_again(self._transport, self._root, [f.path for source, _ in group for f in names[source.sha256]])
+        for source, whole in group:
+            sure = [file for file in names[source.sha256] if whole and file.holds_still(now.get(file.path))]
+            torn |= {file.path for file in names[source.sha256]} - {file.path for file in sure}
+            part = self._store.part(source.sha256)
+            for file in sure[1:]:
+                self._store.place(part, file.path, file.sha256, move=False, modified_s=file.modified_s)
+            if sure:
+                first = sure[0]
+                self._store.place(part, first.path, first.sha256, move=True, modified_s=first.modified_s)
+            else:  # still of use when the file was only touched
+                self._outdated.add(source.sha256)
+        self._store.settle()
         return torn
 
     def _broken(self, error: LaunchError) -> LaunchError:
