@@ -237,7 +237,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="mmsync") as name, Link() as link:
         folder = pathlib.Path(name)
-        server = sshd.start(folder / "server", address=THERE, netns=SPACE, options="Subsystem sftp internal-sftp")
+        (folder / "user").mkdir()  # of no start files: what a shell does first is paid by every command of every tool
+        options_of_sshd = f"Subsystem sftp internal-sftp\nSetEnv HOME={folder}/user"
+        server = sshd.start(folder / "server", address=THERE, netns=SPACE, options=options_of_sshd)
         try:
             contest = Contest(folder, link, server, options.megabytes, options.tools)
             load = os.getloadavg()[0]

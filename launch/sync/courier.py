@@ -55,9 +55,10 @@ class Courier:
         """
         lanes = Lanes[list[RemoteFile]]()
         on_bytes = lanes.watched(on_bytes)
+        whole = [file for file in files if file.length_bytes and not self._lacking(file)]  # by an earlier attempt
         small = [file for file in files if file.length_bytes <= SMALL_BYTES and not self._store.part_bytes(file.sha256)]
-        large = sorted(set(files) - set(small), key=lambda file: file.length_bytes)
-        ways = [self._small(small, on_bytes)] if small else []
+        large = sorted(set(files) - {*whole, *small}, key=lambda file: file.length_bytes)
+        ways: list[Iterable[list[RemoteFile]]] = [_batches(whole), self._small(small, on_bytes)]
         waiting = queue.SimpleQueue[RemoteFile]()
         for file in large:
             waiting.put(file)
