@@ -16,6 +16,7 @@ import numpy as np
 from minimind import jsonl
 from minimind.rundir import RunError
 from minimind.tokenizer import Messages, Tokenizer
+from minimind.turns import Turns
 
 Kind = Literal["text", "wrapped", "chat", "pair"]
 """How a line becomes documents: raw text (minimind2), text between bos and eos (minimind3), conversation, pair."""
@@ -97,6 +98,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, kind: Kind, rendering: Rendering) -> None:
         self.tokenizer, self.kind, self.rendering = tokenizer, kind, rendering
+        self._turns = Turns(tokenizer)
         self.dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         self._parse: Callable[[Mapping[str, Any], int], list[Document]] = {
             "text": self._text,
@@ -137,17 +139,28 @@ class Encoder:
         texts = [text for text, _ in documents]
         backend = self.tokenizer.backend
         if self.kind in ("chat", "pair"):
-            encodings = backend.encode_batch(texts, add_special_tokens=False)
-            ids = [np.array(encoding.ids, self.dtype) for encoding in encodings]
-            return ids, [
-                _flags(text, encoding.offsets, spans or [])
-                for (text, spans), encoding in zip(documents, encodings, strict=True)
-            ]
-        # the same tokens without their places in the text, which takes half the time
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+            return self._turns_of(documents)
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)  # without their places in the text
         around = ([self.tokenizer.bos_id], [self.tokenizer.eos_id]) if self.kind == "wrapped" else ([], [])
         ids = [np.array([*around[0], *encoding.ids, *around[1]], self.dtype) for encoding in encodings]
         return ids, [(one != self.tokenizer.pad_id).astype(np.uint8) for one in ids]
+
+    def _turns_of(self, documents: Sequence[Document]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Ids and flags of conversations; the places of tokens in a text are asked for where nothing else tells."""
+        backend, turns = self.tokenizer.backend, self._turns
+        done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        easy = [n for n, (text, _) in enumerate(documents) if turns.usable and not any(tag in text for tag in TAGS)]
+        quick = backend.encode_batch_fast([documents[number][0] for number in easy], add_special_tokens=False)
+        for number, encoding in zip(easy, quick, strict=True):
+            (text, spans), ids = documents[number], np.array(encoding.ids, self.dtype)
+            if (found := turns.find(text, spans or [], ids)) is not None:
+                done[number] = ids, _marked(len(ids), found)
+        rest = [number for number in range(len(documents)) if number not in done]
+        placed = backend.encode_batch([documents[number][0] for number in rest], add_special_tokens=False)
+        for number, encoding in zip(rest, placed, strict=True):
+            text, spans = documents[number]
+            done[number] = np.array(encoding.ids, self.dtype), _flags(text, encoding.offsets, spans or [])
+        return [done[n][0] for n in range(len(documents))], [done[n][1] for n in range(len(documents))]
 
     def _text(self, line: Mapping[str, Any], number: int) -> list[Document]:
         return [(jsonl.pretrain_text(line), None)]
@@ -190,6 +203,13 @@ def without_empty_think(text: str, spans: Sequence[tuple[int, int]]) -> tuple[st
         kept.append((begin - gone, end - gone - cut))
         gone += cut
     return "".join([*parts, text[at:]]), kept
+
+
+def _marked(length: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    flags = np.zeros(length, np.uint8)
+    for first, last in spans:
+        flags[first:last] = TARGET
+    return flags
 
 
 def _flags(text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -56,8 +56,9 @@ def remove(root: str, paths: Iterable[str]) -> list[str]:
 
 
 def images(label: str) -> list[str]:
-    """Every image with a label, one JSON object a line: id, bytes, names."""
-    return ["sh", "-c", IMAGES, "sh", label, '{"id":{{json .Id}},"bytes":{{.Size}},"names":{{json .RepoTags}}}']
+    """Every image with a label, one JSON object a line: id, bytes, names, layers."""
+    told = '{"id":{{json .Id}},"bytes":{{.Size}},"names":{{json .RepoTags}},"layers":{{json .RootFS.Layers}}}'
+    return ["sh", "-c", IMAGES, "sh", label, told]
 
 
 def remove_image(image_id: str) -> list[str]:

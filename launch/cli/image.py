@@ -46,7 +46,7 @@ def verify(host: str, sbom: Path | None, as_json: bool) -> int:
 @HOST
 @session.json_option
 def list_(host: str, as_json: bool) -> int:
-    """Show training images on HOST, their sizes and who needs them."""
+    """Show training images on HOST, their sizes and who needs them; of `local` also what is kept packed for hosts."""
     from launch.cli import tidying
     from launch.runs import tidy
 
@@ -58,7 +58,10 @@ def list_(host: str, as_json: bool) -> int:
 @click.option("--yes", is_flag=True, help="Remove; without it nothing is changed.")
 @session.json_option
 def prune(host: str, yes: bool, as_json: bool) -> int:
-    """Remove training images on HOST that neither their name nor an unfinished run or a container needs."""
+    """Remove training images on HOST that neither their name nor an unfinished run or a container needs.
+
+    Of `local` also packed layers of images that are no longer here.
+    """
     from launch.cli import tidying
     from launch.runs import tidy
 

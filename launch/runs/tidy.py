@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from launch.argv import docker, tidy
 from launch.environment import image as images
 from launch.environment import virtual
+from launch.environment.larder import Larder
 from launch.environment.task import Site
 from launch.runs.observe import Run, observe
 from minimind.durable import sha256_file, tree_hash
 from minimind.rundir import State
 
 KINDS = {"env": "environment", "code": "code", "images": "piece of an image"}
+WHEELS, LAYER, LOOSE = "wheels", "packed layer", "packed, of no layer"
+"""Kept on this machine for other hosts."""
 HASH_CHARACTERS = 16
 
 
@@ -62,11 +65,16 @@ def folders(site: Site) -> list[Item]:
                     kept_for=kept,
                 )
             )
+    if site.host.ssh is None:
+        for name, length_bytes in Larder(site.here.cache).wheels().items():
+            kept = tuple(wanted.get(("env", name[:HASH_CHARACTERS]), ()))
+            found.append(Item(kind=WHEELS, name=name, bytes=length_bytes, whole=True, kept_for=kept))
     return found
 
 
 def engine_images(site: Site) -> list[Item]:
-    """Our images on the host's engine."""
+    """Our images on the host's engine; of this machine also what it keeps packed of them for other hosts."""
+    layers: dict[str, list[str]] = {}
     wanted = needs(observe(site.transport), "image_digest")
     reference = images.reference_of(site)
     current = {reference, *(f"{images.NAME}:{flavour}" for flavour in ("cpu", "cuda"))}
@@ -76,13 +84,28 @@ def engine_images(site: Site) -> list[Item]:
         names = tuple(told["names"] or ())
         kept = (*wanted.get(told["id"], ()), *(name for name in names if name in current))
         found.append(Item(kind="image", name=told["id"], bytes=told["bytes"], whole=True, kept_for=kept))
+        for layer in told["layers"] or ():
+            layers.setdefault(layer, []).append((names or (told["id"][:19],))[0])
+    if site.host.ssh is None:
+        larder = Larder(site.here.cache)
+        for layer, length_bytes in larder.layers().items():
+            kept = tuple(dict.fromkeys(layers.get(layer, ())))
+            found.append(Item(kind=LAYER, name=layer, bytes=length_bytes, whole=True, kept_for=kept))
+        if loose := larder.loose():
+            total_bytes = sum(loose.values())
+            found.append(Item(kind=LOOSE, name=f"{len(loose)} files", bytes=total_bytes, whole=False, kept_for=()))
     return found
 
 
 def remove(site: Site, items: Iterable[Item]) -> list[Item]:
     """Remove things that nobody needs; gives those that had to stay: in use after all, or being made."""
     unneeded = [item for item in items if not item.kept_for]
-    paths = [item for item in unneeded if item.kind != "image"]
+    larder = Larder(site.here.cache)
+    larder.drop_layers([item.name for item in unneeded if item.kind == LAYER])
+    larder.drop_wheels([item.name for item in unneeded if item.kind == WHEELS])
+    if any(item.kind == LOOSE for item in unneeded):
+        larder.drop_loose()
+    paths = [item for item in unneeded if item.kind in KINDS.values()]
     stayed = []
     if paths:
         left = site.transport.run(tidy.remove(site.root, [item.name for item in paths]), check=False).text.splitlines()

@@ -1,6 +1,8 @@
 """`launch env` and `launch image` on real hosts: what is there, what is needed, what goes."""
 
+import contextlib
 import json
+import os
 
 import pytest
 
@@ -76,6 +78,46 @@ def test_images_of_unfinished_runs_and_named_ones_stay(tmp_path):
             assert [far.image_id(f"{NAME}:{name}") for name in ids] == [ids["now"], ids["run"], None]
         finally:
             server.stop()
+
+
+@pytest.mark.docker
+@pytest.mark.skipif(bool(engines.MISSING or sshd_parts.MISSING), reason=engines.MISSING or sshd_parts.MISSING)
+def test_packed_layers_of_images_that_are_gone_and_wheels_of_older_locks_leave_this_machine(tmp_path, ssh_home):
+    from launch.environment.spool import Spool
+    from launch.inventory import Host
+    from launch.transport.local import LocalTransport
+
+    cache = tmp_path / "cache"
+    ssh_home.environ["XDG_CACHE_HOME"] = str(cache)
+    folder = cache / "minimind-launch" / "layers"
+    labels = {"org.minimind.code": "x"}
+    shared = {"same": b"s" * 5000}
+    ids = {n: engines.image(f"{NAME}:{n}", [shared, {"f": n.encode() * 9000}], labels=labels) for n in ("here", "gone")}
+    with engines.engine() as mine, contextlib.ExitStack() as stack:
+        stack.callback(docker, "rmi", "--force", *ids.values(), check=False)
+        here = LocalTransport(Host(name="local", ssh=None, root="/"))
+        layers = {n: json.loads(docker("image", "inspect", i).stdout)[0]["RootFS"]["Layers"] for n, i in ids.items()}
+        for name, image_id in ids.items():
+            list(Spool(folder).pack(here, image_id, dict.fromkeys(layers[name]), kind="raw", whole=True))
+        mine.docker("load", input=docker("save", f"{NAME}:here", text=False).stdout, text=False, stdin=None)
+        mine.docker("tag", ids["here"], "minimind-launch:cpu")
+        ssh_home.environ["DOCKER_HOST"] = mine.socket
+        left = folder / f"{'1' * 64}.raw"
+        left.write_bytes(b"of a killed one")
+        os.utime(left, (1, 1))
+        (folder / f"{'2' * 64}.raw").write_bytes(b"being packed now")
+        locks = {"now": sha256_file(virtual.locks(ROOT / "envs")[0])[:16], "old": "a" * 16}
+        for name in locks.values():
+            (cache / "minimind-launch" / "wheels" / name).mkdir(parents=True)
+        packed = {row["name"]: row for row in rows(ssh_home.launch("image", "prune", "--json")).values()}
+        assert packed.keys() == {layers["gone"][1], "1 files"} and left.exists()
+        assert rows(ssh_home.launch("image", "prune", "--yes", "--json")).keys() == packed.keys()
+        spool = Spool(folder)
+        assert all(spool.layer(layer, "raw") for layer in layers["here"]) and not spool.layer(layers["gone"][1], "raw")
+        assert not left.exists() and (folder / f"{'2' * 64}.raw").exists()
+        assert len(list(folder.glob("*.raw"))) == 3, "two chunks of what is here, one that is being packed"
+        assert rows(ssh_home.launch("env", "prune", "--yes", "--json")).keys() >= {locks["old"]}
+        assert [path.name for path in (cache / "minimind-launch" / "wheels").iterdir()] == [locks["now"]]
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+"""Targets found by special tokens are those found by the places of tokens, whatever a conversation holds."""
+
+import random
+
+import numpy as np
+import pytest
+
+from minimind import tokenizer
+from minimind.documents import Encoder, Rendering, _flags, _marked
+from minimind.turns import Turns
+from tests.support import corpus
+from tests.support.corpus import turn
+
+PIECES = [
+    "a", "hello", " hello", "北京", "。", "\n", "\n\n", " ", "\t", "\r\n", "\u3000", "\x85", "\x1c", "\u200b", "é",
+    "e\u0301", "🙂", "'s", "12", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_start|>assistant\n",
+    "<|im_end|>\n", "<|im_start|>user\n", "<|im_", "assistant\n", "<think>",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return tokenizer.load(corpus.make(tmp_path_factory.mktemp("turns")) / "out" / "tokenizer")
+
+
+def talk(rng):
+    text = lambda: "".join(rng.choices(PIECES, k=rng.randrange(6)))  # noqa: E731
+    roles = rng.choice([["user", "assistant"], ["system", "user", "assistant"], ["assistant", "user", "assistant"]])
+    return [turn(role, text()) for role in roles * rng.randrange(1, 3)]
+
+
+def test_two_thousand_random_conversations_have_the_same_targets_both_ways(words):
+    rng, turns, sure = random.Random(11), Turns(words), 0
+    for _ in range(2000):
+        text, spans = words.render_with_answers(talk(rng))
+        encoding = words.backend.encode(text, add_special_tokens=False)
+        ids, expected = np.array(encoding.ids), _flags(text, encoding.offsets, spans) & 1
+        found = turns.find(text, spans, ids)
+        if found is not None:
+            sure += 1
+            assert np.array_equal(_marked(len(ids), found), expected), (text, spans)
+    assert sure > 600
+
+
+def test_a_plain_conversation_is_known_without_places_and_a_line_break_first_is_not(words):
+    turns = Turns(words)
+    for answer, known in (("yes", True), ("", True), ("\nyes", False), (" yes", False)):
+        text, spans = words.render_with_answers([turn("user", "a"), turn("assistant", answer)])
+        assert (turns.find(text, spans, np.array(words.encode(text))) is not None) is known, answer
+
+
+def test_lines_of_both_sorts_come_back_in_their_order(words):
+    import json
+
+    talks = [
+        [turn("user", "q"), turn("assistant", answer)] for answer in ("one", "\ntwo", "<think>x</think>three", "four")
+    ]
+    raw = [json.dumps({"conversations": talk}).encode() for talk in talks]
+    encoded = Encoder(words, "chat", Rendering()).encode(1, raw)
+    ends = np.cumsum(encoded.lengths)
+    texts = [
+        words.decode(encoded.ids[a:b].tolist(), skip_special=False) for a, b in zip([0, *ends], ends, strict=False)
+    ]
+    assert texts == [words.render_with_answers(talk)[0] for talk in talks]
+
+
+@pytest.mark.parametrize("change", ["normalizer", "post_processor", "prefix_space", "lstrip"])
+def test_a_tokenizer_that_cuts_in_another_way_is_not_trusted(words, tmp_path, change):
+    import json
+
+    told = json.loads((words.folder / "tokenizer.json").read_text())
+    if change == "normalizer":
+        told["normalizer"] = {"type": "NFC"}
+    elif change == "post_processor":
+        told["post_processor"] = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
+    elif change == "prefix_space":
+        told["pre_tokenizer"]["add_prefix_space"] = True
+    else:
+        told["added_tokens"][1]["lstrip"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    (tmp_path / "tokenizer_config.json").write_bytes((words.folder / "tokenizer_config.json").read_bytes())
+    assert Turns(words).usable and not Turns(tokenizer.load(tmp_path)).usable
