@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minimind.durable import verified_files
+from minimind.process import kernel_state
 from minimind.rundir import RunDir
 from tests.support import corpus
 from tests.support.corpus import TINY
@@ -48,7 +49,7 @@ def kill_somewhere(forker, folder, stage, flags, run: RunDir, rng: random.Random
     pids = forker.start(folder, stage, *flags, run=run.root.name, nproc=nproc)
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
     lines, deadline = rng.randint(1, 9), time.monotonic() + SLOW_START_S
-    while time.monotonic() < deadline and os.path.exists(f"/proc/{pids[0]}"):
+    while time.monotonic() < deadline and kernel_state(pids[0]) not in ("", "Z"):  # it may come to its end
         if run.metrics.exists() and run.metrics.read_bytes()[size:].count(b"\n") >= lines:
             break
         time.sleep(0.001)
