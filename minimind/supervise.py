@@ -195,7 +195,7 @@ class Supervisor:
                 self._enforce_stop(child)
                 self.warden.look()
                 if self.quit and not self.warden.verdict:
-                    self.warden.stop_at_once(self.dir, last_step=last_metrics_step(self.dir.metrics))
+                    self.warden.stop_at_once(self.dir, lambda: last_metrics_step(self.dir.metrics))
                 grew = self.dir.metrics.exists() and self.dir.metrics.stat().st_size > metrics_before
                 if time.monotonic() >= next_beat or grew is not training:
                     training, next_beat = grew, time.monotonic() + BEAT_INTERVAL_S

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,19 @@ class Warden:
         else:  # torchrun itself goes on, and tells who died of what
             kill_all(self.watch.pids())
 
-    def stop_at_once(self, run: RunDir, *, last_step: int) -> None:
-        """End every rank, saving nothing, because somebody asked for that."""
+    def stop_at_once(self, run: RunDir, last_step: Callable[[], int]) -> None:
+        """End every rank, saving nothing, because somebody asked for that; then what is lost can be counted."""
+        end_all_below()
         saved = max(run.checkpoint_steps(), default=0)
         kept = f"the last checkpoint is step {saved}" if saved else "there is no checkpoint yet"
         self.verdict = {
             "reason": None,
             "stopped": "now",
             "what": "stopped at once, as it was asked to",
-            "why": f"`launch stop --now`, or SIGQUIT to its supervisor; {kept}, {max(0, last_step - saved)} steps "
+            "why": f"`launch stop --now`, or SIGQUIT to its supervisor; {kept}, {max(0, last_step() - saved)} steps "
             "since then are lost",
             "remedy": "`launch resume` goes on from there; `launch stop` without --now saves first",
         }
-        end_all_below()
 
 
 def end_all_below() -> None:
