@@ -136,11 +136,10 @@ class Encoder:
         )
 
     def _tokens(self, documents: Sequence[Document]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        texts = [text for text, _ in documents]
-        backend = self.tokenizer.backend
         if self.kind in ("chat", "pair"):
             return self._turns_of(documents)
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)  # without their places in the text
+        texts = [text for text, _ in documents]
+        encodings = self.tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)  # places are not needed
         around = ([self.tokenizer.bos_id], [self.tokenizer.eos_id]) if self.kind == "wrapped" else ([], [])
         ids = [np.array([*around[0], *encoding.ids, *around[1]], self.dtype) for encoding in encodings]
         return ids, [(one != self.tokenizer.pad_id).astype(np.uint8) for one in ids]

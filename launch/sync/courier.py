@@ -118,7 +118,8 @@ class Courier:
 
     def _verify(self, file: RemoteFile) -> bool:
         part = self._store.part(file.sha256)
-        whole = part.is_file() and part.stat().st_size == file.length_bytes and sha256_file(part) == file.sha256
+        plain = part.is_file() and not part.is_symlink() and part.stat().st_size == file.length_bytes
+        whole = plain and sha256_file(part) == file.sha256
         if whole:
             with open(part, "rb") as written:
                 os.fsync(written.fileno())

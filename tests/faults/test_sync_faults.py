@@ -1,5 +1,6 @@
 """sync-out while things break: kills at random bytes, cut links, full disks, files that are written meanwhile."""
 
+import hashlib
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from launch.errors import Exit, LaunchError
-from launch.sync import courier
+from launch.sync import courier, trip
 from tests.conftest import make_ssh_home
 from tests.support import sshd as sshd_parts
 from tests.support.launching import start, wait_for
@@ -251,6 +252,37 @@ def test_a_host_with_nothing_but_sh_tail_tar_and_sha256sum_is_brought_home(tmp_p
         assert again["fetched"] == []
     finally:
         server.stop()
+
+
+def test_a_link_in_the_place_of_a_finished_part_never_gets_the_files_name(ssh_home, tmp_path):
+    planted = tmp_path / "planted"
+    data = os.urandom(len(str(planted)))  # a link is as long as what it leads to
+    planted.write_bytes(data)
+    make_run(ssh_home.root, RUN, "rlhf_512.pth", data)
+    (ssh_home.home / ".sync").mkdir(mode=0o700)
+    (ssh_home.home / ".sync" / f"{hashlib.sha256(data).hexdigest()}.part").symlink_to(planted)
+    assert ssh_home.launch("sync-out").returncode == 0
+    arrived = ssh_home.home / "out" / "rlhf_512.pth"
+    assert not arrived.is_symlink() and arrived.read_bytes() == data
+    assert planted.read_bytes() == data and sums_hold(ssh_home.home)
+
+
+def test_parts_that_an_earlier_attempt_finished_are_named_together_and_not_fetched_again(ssh_home, monkeypatch):
+    make_run(ssh_home.root, RUN, "rlhf_512.pth", os.urandom(50_000))
+    (ssh_home.home / ".sync").mkdir(mode=0o700)
+    for number in range(120):
+        data = os.urandom(3_000)
+        put(ssh_home.root / "out" / "parts" / f"{number}.json", data)
+        put(ssh_home.home / ".sync" / f"{hashlib.sha256(data).hexdigest()}.part", data)
+    asked, fetched = [], []
+    monkeypatch.setattr(trip, "list_again", lambda *a, real=trip.list_again: asked.append(1) or real(*a))
+    small = courier.Courier._fetch_small
+    monkeypatch.setattr(
+        courier.Courier, "_fetch_small", lambda self, files, on: fetched.extend(files) or small(self, files, on)
+    )
+    direct(ssh_home)
+    assert tree(ssh_home.home) == tree(ssh_home.root) and sums_hold(ssh_home.home)
+    assert not [file for file in fetched if "/parts/" in file.path] and len(asked) < 8
 
 
 def test_hostile_things_stay_on_the_host_and_nothing_of_the_laptop_goes_there(ssh_home, tmp_path, monkeypatch):
