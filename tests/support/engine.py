@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,14 @@ def engine(disk: str | None = None):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+OWN = secrets.token_hex(4)
+
+
+def own(name: str) -> str:
+    """The name, for this worker alone: all of them have one engine here, and remove what they made."""
+    return f"{name}-{OWN}"
+
+
 def image(reference: str, layers: list[dict[str, bytes]], *, labels: dict[str, str] | None = None) -> str:
     """Load an image of these files into the engine here; its id. Nothing in it can run."""
     import hashlib
@@ -123,7 +132,7 @@ def image(reference: str, layers: list[dict[str, bytes]], *, labels: dict[str, s
                 "architecture": "amd64",
                 "os": "linux",
                 "created": "2026-01-01T00:00:00Z",
-                "config": {"Labels": labels or {}},
+                "config": {"Labels": {"made.by": OWN, **(labels or {})}},
                 "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "test"} for _ in layers],
                 "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in diff_ids]},
             }

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,8 @@ from tests.support.docker import docker, engine_available
 from tests.support.wire import Wire
 
 pytestmark = [pytest.mark.docker, pytest.mark.sshd]
-NAME = "minimind-test-ship"
-NOISE = random.Random(5)
-BASE = {"etc/base": NOISE.randbytes(6 << 20), "etc/text": b"the same words again and again\n" * 100_000}
+NAME = engines.own("minimind-test-ship")
+BASE = {"etc/base": secrets.token_bytes(6 << 20), "etc/text": b"the same words again and again\n" * 100_000}
 PROTOCOL_BYTES = 256 << 10
 """At most what passes the wire before the first piece, and what is still on its way into a file."""
 BASE_BYTES = sum(map(len, BASE.values()))
@@ -384,7 +384,7 @@ def test_a_run_brings_the_image_that_its_host_lacks_and_trains_in_it(home, far, 
 
 
 def test_no_image_and_no_engine_are_told(home, tmp_path, faults):
-    done = ship(home, "minimind-test-ship:none")
+    done = ship(home, f"{NAME}:none")
     assert done.returncode == 5 and "make image" in done.stderr
     assert home.launch("ship-image", "local").returncode == 2
     assert home.launch("ship-image").returncode == 2

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import random
 import secrets
 import shutil
 
@@ -17,9 +16,8 @@ from tests.support import registry as registries
 from tests.support.docker import docker, engine_available
 
 pytestmark = [pytest.mark.docker, pytest.mark.sshd]
-NAME = "minimind-test-registry"
-NOISE = random.Random(7)
-BASE = {"etc/base": NOISE.randbytes(3 << 20)}
+NAME = engines.own("minimind-test-registry")
+BASE = {"etc/base": secrets.token_bytes(3 << 20)}
 PASSWORD = secrets.token_urlsafe(20)
 SECRET = "REGISTRY_PASSWORD"
 

@@ -14,7 +14,7 @@ from tests.support import sshd as sshd_parts
 from tests.support.docker import docker
 
 ROOT = conftest.ROOT
-NAME = "minimind-test-tidy"
+NAME = engines.own("minimind-test-tidy")
 pytestmark = pytest.mark.sshd
 
 
