@@ -45,6 +45,22 @@ rm -f -- "$folder/${pack:-$name}"
 """
 """Reads (link or copy, mode, name, absolute target) as lines; at the end drops the content, or the pack of them."""
 
+DATA = r"""
+cd "$1/dataset" 2>/dev/null || exit 0
+for name in *.jsonl; do
+  if [ -f "$name" ]; then printf '%s\0' "$name"; fi
+done
+"""
+"""Prints the names of the data sets, NUL-terminated; a link to a file is one."""
+
+REAL = r"""
+while IFS= read -r path; do
+  real=$(readlink -f -- "$path" 2>/dev/null) && [ -n "$real" ] || real=$path
+  printf '%s\0' "$real"
+done
+"""
+"""Reads paths; prints where each one really lies, NUL-terminated."""
+
 CLEAN = r"""
 rm -rf -- "${1:?}"
 [ ! -d "$1" ]
@@ -59,6 +75,16 @@ def parts(folder: str) -> list[str]:
 def place(folder: str, *, pack: str = "") -> list[str]:
     """Give one content, or those in a pack, their names, which come on stdin."""
     return ["sh", "-c", PLACE, "sh", folder, pack]
+
+
+def data(root: str) -> list[str]:
+    """The names of the data sets of a host."""
+    return ["sh", "-c", DATA, "sh", root]
+
+
+def real_paths() -> list[str]:
+    """Where paths really lie, links followed; they come on stdin."""
+    return ["sh", "-c", REAL]
 
 
 def clean(folder: str) -> list[str]:

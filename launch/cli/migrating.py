@@ -48,6 +48,8 @@ def show(report: Mapping[str, Any]) -> None:
     """The report of a move."""
     say = session.terminal.say
     say(f"{report['files']} files, {report['bytes']} bytes of {report['from']} are on {report['to']}, verified")
+    if report.get("direct_bytes"):
+        say(f"{report['direct_bytes']} bytes went straight from {report['from']} to {report['to']}")
     say(f"it took {_money(report)}")
     for remark in (*report["remarks"], *(f"left there: {odd['name']}: {odd['why']}" for odd in report["left"])):
         say(f"{report['from']}: {remark}")

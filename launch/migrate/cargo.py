@@ -15,7 +15,6 @@ from typing import Any
 from launch import flags
 from launch.errors import Exit, LaunchError, printable
 from launch.executors import Environment
-from launch.sync.listing import RemoteFile
 from minimind.catalog import CATALOG, PATH_FLAGS
 from minimind.durable import to_json
 from minimind.rundir import RunDir, RunError, RunSpec
@@ -154,12 +153,6 @@ def _moved(path: str, rules: Iterable[tuple[str, str]]) -> str | None:
 def _input(target_root: str, path: str, digests: Sequence[str]) -> str:
     digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests or [path]).encode()).hexdigest()
     return f"{target_root}/inputs/{digest[:12]}/{PurePosixPath(path).name}"
-
-
-def is_data(file: RemoteFile) -> bool:
-    """Whether it is a data set (its tokenised form, a folder beside it, is made again)."""
-    path = PurePosixPath(file.path)
-    return path.parent == PurePosixPath("dataset") and path.suffix == ".jsonl"
 
 
 def of_home(files: Iterable[Mapping[str, Any]], home: Path, target_root: str, moved: Iterable[str]) -> list[Item]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import Exit, LaunchError
-from launch.migrate import cargo
+from launch.migrate import bridge, cargo
+from launch.migrate.bridge import Origin
 from launch.migrate.move import Data, Move, Step, goes_on, unfinished
-from launch.migrate.survey import data_now, refuse_foreign
+from launch.migrate.survey import data_now, refuse_foreign, straight
+from launch.migrate.upload import SMALL_BYTES
 from launch.release import check
 from launch.runs.observe import observe
 from launch.sync import sync_out
@@ -30,12 +32,17 @@ class Carrying(Step):
         now = list_again(self._move.target, "/", paths)
         return all(path in now and now[path].length_bytes == length for path, length in paths.items())
 
-    def _send(self, items: Sequence[cargo.Item]) -> int:
+    def _across(self, items: Sequence[cargo.Item], origins: Mapping[str, Origin]) -> tuple[list[str | None], int]:
+        """What the target has after what can go there straight has gone, and how many bytes those were."""
         move = self._move
         there = move.upload.there(items)
         refuse_foreign(move, items, there)  # once more: it may have begun something of its own meanwhile
         move.journal.sending({item.target: item.sha256 for item in items})
-        return move.upload.bring(items, there)
+        lacking = {item.sha256 for item, digest in zip(items, there, strict=True) if digest != item.sha256}
+        with bridge.opened(move, {digest: one for digest, one in origins.items() if digest in lacking}) as way:
+            if way is None:
+                return there, 0
+            return move.upload.across(items, there, way.carry), way.carried_bytes
 
 
 class SendData(Carrying):
@@ -53,11 +60,13 @@ class SendData(Carrying):
         """The spool goes once everything is verified on the target."""
         move = self._move
         data = data_now(move)
-        fetched_bytes = self._fetch([one for one in data if one.local is None])
         items = [one.item(move.journal.spool) for one in data]
+        there, direct_bytes = self._across(items, straight(data))
+        lacking = [one for one, digest in zip(data, there, strict=True) if digest != one.file.sha256]
         return {
-            "fetched_bytes": fetched_bytes,
-            "sent_bytes": self._send(items),
+            "direct_bytes": direct_bytes,
+            "fetched_bytes": self._fetch([one for one in lacking if one.local is None]),
+            "sent_bytes": move.upload.bring(items, there),
             "items": [_told(item) for item in items],
         }
 
@@ -217,8 +226,24 @@ class Send(Carrying):
         _refuse_runs_that_went_on(move, facts)
         items = to_send(move)
         specs = [item for item in items if item.mode == "444"]
-        sent_bytes = self._send([item for item in items if item.mode != "444"]) + self._send(specs)
-        return {"sent_bytes": sent_bytes, "items": [_told(item) for item in items], "runs": facts["moved"]}
+        rest = [item for item in items if item.mode != "444"]
+        there, direct_bytes = self._across(rest, self._origins(rest))
+        sent_bytes = move.upload.bring(rest, there) + move.upload.bring(specs)
+        return {
+            "direct_bytes": direct_bytes,
+            "sent_bytes": sent_bytes,
+            "items": [_told(item) for item in items],
+            "runs": facts["moved"],
+        }
+
+    def _origins(self, items: Sequence[cargo.Item]) -> dict[str, Origin]:
+        """Where the source has what is large, by its sha256; if it is gone or has changed, home's copy is sent."""
+        home, root = self._move.home, self._move.source_root
+        return {
+            item.sha256: Origin(path=f"{root}/{item.local.relative_to(home)}", length_bytes=item.length_bytes)
+            for item in items
+            if item.local is not None and item.length_bytes > SMALL_BYTES
+        }
 
 
 def _refuse_runs_that_went_on(move: Move, facts: Mapping[str, Any]) -> None:

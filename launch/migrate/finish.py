@@ -10,6 +10,7 @@ from typing import Any
 from launch.argv import migrate as argv
 from launch.errors import Exit, LaunchError
 from launch.inventory import Host
+from launch.migrate import bridge
 from launch.migrate.move import Step
 from launch.runs import control, start
 from launch.runs.observe import Run, observe
@@ -108,6 +109,8 @@ class Report(Step):
     def run(self) -> Mapping[str, Any]:
         """Cleans up on both sides first: nothing of the move itself stays but its journal."""
         move = self._move
+        if move.journal.bridged:
+            bridge.close(move)
         move.target.run(argv.clean(f"{move.target_root}/{argv.FOLDER}"))
         if move.journal.spool.is_dir():
             with Store(move.journal.spool, stamp="data").locked():
@@ -135,6 +138,7 @@ class Report(Step):
             "files": steps.get("verify", {}).get("files"),
             "bytes": steps.get("verify", {}).get("bytes"),
             "sent_bytes": sum(int(facts.get("sent_bytes", 0)) for facts in steps.values()),
+            "direct_bytes": sum(int(facts.get("direct_bytes", 0)) for facts in steps.values()),
             "fetched_bytes": sum(int(facts.get("fetched_bytes", 0)) for facts in steps.values()),
             "seconds": round(seconds, 1),
             "step_seconds": {name: facts.get("took_s") for name, facts in steps.items()},

@@ -17,7 +17,7 @@ from launch.migrate import numbers
 from launch.migrate.finish import cost
 from launch.migrate.move import Move, Subject
 from launch.migrate.prepare import look
-from launch.migrate.survey import Survey, refuse_without_room, survey
+from launch.migrate.survey import Survey, need_not_come_home, refuse_without_room, survey
 from launch.runs import control
 from launch.transport import Transport
 
@@ -35,7 +35,7 @@ def forecast(move: Move) -> Mapping[str, Any]:
     problems = [*_unfit(look(move, move.target, target))]
     found = survey(move)
     try:
-        refuse_without_room(move, found)
+        refuse_without_room(move, found, straight_bytes=_straight_bytes(move, found))
     except LaunchError as error:
         problems.append({"what": error.what, "why": error.why, "remedy": error.remedy})
     down, up = _down(move.source), _up(move.target)
@@ -49,7 +49,14 @@ def forecast(move: Move) -> Mapping[str, Any]:
     steps = [
         _step("check", "doctor on both hosts, room on both sides"),
         _step("environment", _environment(found), found.image_bytes, up),
-        _step("data", f"{len(found.data)} files", data_send, up, found.data_home_bytes, down),
+        _step(
+            "data",
+            f"{len(found.data)} files; large ones straight there if one host reaches the other",
+            data_send,
+            up,
+            found.data_home_bytes,
+            down,
+        ),
         _step("stop", _stop(move, found)),
         _step("save", f"out/ and runs/ of {source.name} to {move.home}", found.home_bytes, down),
         _step(
@@ -83,6 +90,18 @@ def forecast(move: Move) -> Mapping[str, Any]:
         "problems": problems,
         **_numbers(move, found),
     }
+
+
+def _straight_bytes(move: Move, found: Survey) -> int:
+    """What would go straight to the target, as far as an open port tells: whether a key opens it is not tried."""
+    origins = need_not_come_home(move, found.data)
+    if not origins:
+        return 0
+    name = f"to {move.asked.target.name}"
+    reaches = any(
+        check.name == name and check.verdict == "ok" for check in look(move, move.source, move.asked.source).checks
+    )
+    return sum(origin.length_bytes for origin in origins.values()) if reaches else 0
 
 
 def _step(

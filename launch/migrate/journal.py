@@ -151,6 +151,17 @@ class Journal:
             self._publish()
 
     @property
+    def bridged(self) -> bool:
+        """Whether a way from host to host may still be open."""
+        return bool(self._told.get("bridged"))
+
+    def bridging(self, is_open: bool) -> None:
+        """One is about to be opened, or has been closed."""
+        if self.bridged != is_open:
+            self._told["bridged"] = is_open
+            self._publish()
+
+    @property
     def sent(self) -> Mapping[str, str]:
         """The names on the target that this move may have given, with their sha256: these it may replace."""
         found: Mapping[str, str] = self._told.get("sent", {})

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from launch import environment
-from launch.errors import Exit, LaunchError
+from launch.argv import migrate as argv
+from launch.errors import Exit, LaunchError, printable
 from launch.executors import Environment, choose
 from launch.facts import HostFacts
 from launch.inventory import Host, Inventory
@@ -21,7 +22,7 @@ from launch.runs import control
 from launch.runs.observe import Run
 from launch.runs.start import Ends, Laptop, Request
 from launch.secrets import Secret
-from launch.sync.listing import RemoteFile, hashed, list_again, list_files
+from launch.sync.listing import RemoteFile, hashed, list_again
 from launch.transport import Transport, host_path
 from launch.voice import Voice
 from minimind.durable import sha256_file
@@ -220,19 +221,36 @@ def data_of(move: Move, runs: Sequence[Run]) -> tuple[list[Data], list[str]]:
     ``file.path`` is below ``/``. Raises LaunchError when the host cannot be asked.
     """
     source, root = move.source, move.source_root
-    names = {f"{root}/{file.path}": None for file in list_files(source, root, ["dataset"]).files if cargo.is_data(file)}
-    targets = {path: f"{move.target_root}{path.removeprefix(root)}" for path in names}
+    targets = {f"{root}/dataset/{name}": f"{move.target_root}/dataset/{name}" for name in _data_sets(source, root)}
     for run in runs:
         spec = control.spec_of(run)
         targets |= {read.source: read.target for read in cargo.rebase(spec, root, move.target_root).reads}
-    listed = list_again(source, "/", [path.lstrip("/") for path in targets])
+    real = _real_paths(source, list(targets))
+    listed = list_again(source, "/", [path.lstrip("/") for path in dict.fromkeys(real)])
     files = {f"/{file.path}": file for file in hashed(source, "/", listed.values())}
-    left = [path for path in targets if path not in files]
-    found = []
-    for path, file in files.items():
+    found, left = [], []
+    for path, lies_at in zip(targets, real, strict=True):
+        file = files.get(lies_at)
+        if file is None:
+            left.append(path)
+            continue
         here = move.home / path.removeprefix(f"{root}/") if path.startswith(f"{root}/") else None
-        here = Path(path) if move.asked.source.ssh is None else here
+        here = Path(lies_at) if move.asked.source.ssh is None else here
         same = here is not None and here.is_file() and here.stat().st_size == file.length_bytes
         local = here if here is not None and same and sha256_file(here) == file.sha256 else None
         found.append(Data(file=file, target=targets[path], local=local))
     return found, left
+
+
+def _data_sets(source: Transport, root: str) -> list[str]:
+    """Names below dataset/; tokenised data, a folder beside each, is made again."""
+    told = source.read(argv.data(root)).stdout.decode("utf-8", "surrogateescape").split("\0")
+    return [name for name in told if name.endswith(".jsonl") and "/" not in name and printable(name) == name]
+
+
+def _real_paths(source: Transport, paths: Sequence[str]) -> list[str]:
+    """Data often lies on another disk, behind a link; nothing else is followed."""
+    lines = "".join(f"{path}\n" for path in paths)
+    told = source.read(argv.real_paths(), stdin=lines.encode()).stdout.decode("utf-8", "surrogateescape").split("\0")
+    real = told[:-1] if len(told) == len(paths) + 1 else paths
+    return [there if "\n" not in there else path for path, there in zip(paths, real, strict=True)]

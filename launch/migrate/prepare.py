@@ -11,8 +11,9 @@ from launch.doctor import Report, Verdict, built_for, examine, targets
 from launch.errors import Exit, LaunchError
 from launch.executors import choose
 from launch.inventory import Host
+from launch.migrate import bridge
 from launch.migrate.move import Move, Step
-from launch.migrate.survey import refuse_without_room, survey
+from launch.migrate.survey import Survey, need_not_come_home, refuse_without_room, survey
 from launch.runs import control
 from launch.runs.observe import Run, observe
 from launch.transport import Transport
@@ -61,7 +62,7 @@ class Check(Step):
             if transport is move.target:
                 refuse_unfit(report)
         found = survey(move)
-        refuse_without_room(move, found)
+        self._room(found)
         for odd in found.left:
             move.voice.say(f"stays on {move.asked.source.name}: {odd.name}: {odd.why}")
         return {
@@ -71,6 +72,19 @@ class Check(Step):
             "data_bytes": found.data_bytes,
             "left": [{"name": odd.name, "why": odd.why} for odd in found.left],
         }
+
+    def _room(self, found: Survey) -> None:
+        """Data that goes straight to the target needs no room at home; whether it can is tried when that decides."""
+        move = self._move
+        try:
+            refuse_without_room(move, found)
+        except LaunchError:
+            origins = need_not_come_home(move, found.data)
+            straight_bytes = sum(origin.length_bytes for origin in origins.values())
+            refuse_without_room(move, found, straight_bytes=straight_bytes)
+            with bridge.opened(move, origins) as way:
+                if way is None:
+                    raise
 
 
 class Prepare(Step):

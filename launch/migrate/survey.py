@@ -11,7 +11,9 @@ from launch.environment.shipping import Shipment
 from launch.errors import Exit, LaunchError
 from launch.executors import choose
 from launch.migrate import cargo
+from launch.migrate.bridge import Origin
 from launch.migrate.move import Data, Move, data_of, goes_on, unfinished
+from launch.migrate.upload import SMALL_BYTES
 from launch.runs.observe import Run, observe
 from launch.sync.listing import Odd, RemoteFile, hashed, list_files
 from launch.sync.store import Store
@@ -105,14 +107,24 @@ def survey(move: Move) -> Survey:
     )
 
 
-def _lasting(odd: Iterable[Odd]) -> list[Odd]:
-    return [one for one in odd if not one.why.startswith("temporary")]
-
-
 def data_now(move: Move) -> list[Data]:
     """Data sets and what unfinished runs read, as the source has them now."""
     listing = list_files(move.source, move.source_root, ["runs"])
     return data_of(move, unfinished(observe(move.source), listing.files))[0]
+
+
+def straight(data: Iterable[Data]) -> dict[str, Origin]:
+    """What may go straight from the source to the target, by its sha256: what is large."""
+    return {
+        one.file.sha256: Origin(path=f"/{one.file.path}", length_bytes=one.file.length_bytes)
+        for one in data
+        if one.file.length_bytes > SMALL_BYTES
+    }
+
+
+def need_not_come_home(move: Move, data: Iterable[Data]) -> dict[str, Origin]:
+    """Of those the ones that would have to come here first if they could not go straight."""
+    return straight(one for one in data if one.local is None and not (move.journal.spool / one.file.sha256).is_file())
 
 
 def _wanted(files: Iterable[RemoteFile], moved: Sequence[str]) -> list[RemoteFile]:
@@ -173,8 +185,8 @@ def refuse_foreign(move: Move, items: Sequence[cargo.Item], there: Sequence[str 
         )
 
 
-def refuse_without_room(move: Move, found: Survey) -> None:
-    """Both ends must have room before anything moves.
+def refuse_without_room(move: Move, found: Survey, *, straight_bytes: int = 0) -> None:
+    """Both ends must have room before anything moves; what goes straight to the target needs none at home.
 
     Raises:
         LaunchError: HOST_NOT_READY.
@@ -188,7 +200,8 @@ def refuse_without_room(move: Move, found: Survey) -> None:
             code=Exit.HOST_NOT_READY,
         )
     there = next(path for path in (move.home, *move.home.parents) if path.is_dir())
-    free, need = shutil.disk_usage(there).free, found.home_bytes + found.data_home_bytes + SPARE_BYTES
+    need = found.home_bytes + found.data_home_bytes - straight_bytes + SPARE_BYTES
+    free = shutil.disk_usage(there).free
     if free < need:
         raise LaunchError(
             f"{move.home} has {free / 1e9:.2f} GB free, the move needs {need / 1e9:.2f} GB",

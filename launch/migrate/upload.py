@@ -35,6 +35,32 @@ class Upload:
         """The sha256 of what the host has under each name now; None where it has nothing."""
         return hashes(self._transport, "/", [("all", item.target) for item in items])
 
+    def across(
+        self, items: Sequence[Item], there: Sequence[str | None], carry: Callable[[Item, Callable[[int], None]], bool]
+    ) -> list[str | None]:
+        """Give names to what ``carry`` brings into the folder by another way; ``there`` as it is after that.
+
+        Raises:
+            LaunchError: as :meth:`bring` does.
+        """
+        now = list(there)
+        missing = [
+            (item, at) for at, (item, digest) in enumerate(zip(items, there, strict=True)) if digest != item.sha256
+        ]
+        large = _by_content(item for item, _ in missing if item.length_bytes > SMALL_BYTES)
+        label = f"{len(large)} large files -> {self._transport.host.name}"
+        with self._voice.moving(label, sum(some[0].length_bytes for some in large)) as moved:
+            try:
+                for some in sorted(large, key=lambda some: some[0].length_bytes):
+                    if carry(some[0], moved):
+                        self._place(_hows(some))
+                        for item, at in missing:
+                            if item.sha256 == some[0].sha256:
+                                now[at] = item.sha256
+            except LaunchError as error:
+                raise self._broken(error) from error
+        return now
+
     def bring(self, items: Sequence[Item], there: Sequence[str | None] | None = None) -> int:
         """Send what the host has not got, and give it its names; returns the bytes that travelled.
 
@@ -47,12 +73,10 @@ class Upload:
         missing = [
             item for item, digest in zip(items, there or self.there(items), strict=True) if digest != item.sha256
         ]
-        by_content: dict[str, list[Item]] = {}
-        for item in missing:
-            by_content.setdefault(item.sha256, []).append(item)
-        small = [some for some in by_content.values() if some[0].length_bytes <= SMALL_BYTES]
-        large = [some for some in by_content.values() if some[0].length_bytes > SMALL_BYTES]
-        total_bytes = sum(some[0].length_bytes for some in by_content.values())
+        contents = _by_content(missing)
+        small = [some for some in contents if some[0].length_bytes <= SMALL_BYTES]
+        large = [some for some in contents if some[0].length_bytes > SMALL_BYTES]
+        total_bytes = sum(some[0].length_bytes for some in contents)
         if not missing:
             return 0
         sent_bytes = 0
@@ -165,6 +189,13 @@ class Upload:
             remedy="run the same command again: it goes on where it stopped",
             code=Exit.INCOMPLETE,
         )
+
+
+def _by_content(items: Iterable[Item]) -> list[list[Item]]:
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.sha256, []).append(item)
+    return list(found.values())
 
 
 def _hows(some: Sequence[Item]) -> list[tuple[str, Item]]:

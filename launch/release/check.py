@@ -153,9 +153,10 @@ def check(
     gaps += [Gap(path=MANIFEST, why=why, repair=sync) for why in recorded.troubles]
     tested: dict[str, str] = {}
     for file in files:
-        if why := recorded.lacks(file):
+        copy, why = recorded.copy_of(file)
+        if copy is None:
             gaps.append(Gap(path=file.path, why=why, repair=sync))
-        elif why := _unusable(folder / file.path, file.sha256, tested):
+        elif why := _unusable(copy, file.sha256, tested):
             repair = f"if it is worth nothing, move {file.path} out of {root} on {host}"
             gaps.append(Gap(path=file.path, why=why, repair=repair))
     return Findings(
@@ -222,18 +223,26 @@ class _Recorded:
         if place == {"host": host, "root": root}:
             self._said |= set(listed.items())
 
-    def lacks(self, file: RemoteFile) -> str:
-        """Why the copy at home does not count; empty when it does."""
+    def copy_of(self, file: RemoteFile) -> tuple[Path | None, str]:
+        """The copy at home, or why there is none that counts.
+
+        What a later sync, perhaps of another host, replaced under that name counts while it is kept.
+        """
         here = self._folder / file.path
         if not here.is_file() or here.is_symlink():
-            return "there is no copy here"
-        if here.stat().st_size < file.length_bytes or sha256_file(here) != file.sha256:
-            return "the host has other bytes than the copy here"
-        if self._sums.get(file.path) != file.sha256:
-            return f"{SUMS} does not vouch for it"
+            why = "there is no copy here"
+        elif here.stat().st_size < file.length_bytes or sha256_file(here) != file.sha256:
+            why = "the host has other bytes than the copy here"
+        elif self._sums.get(file.path) != file.sha256:
+            return None, f"{SUMS} does not vouch for it"
+        elif (file.path, file.sha256) not in self._said:
+            return None, "no manifest of a sync from this host lists it with these bytes"
+        else:
+            return here, ""
         if (file.path, file.sha256) not in self._said:
-            return "no manifest of a sync from this host lists it with these bytes"
-        return ""
+            return None, why
+        kept = generations.Kept(path=file.path, sha256=file.sha256, length_bytes=file.length_bytes)
+        return generations.holder(self._folder, kept), why
 
 
 def _unusable(path: Path, sha256: str, tested: dict[str, str]) -> str:

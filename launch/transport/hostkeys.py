@@ -16,6 +16,7 @@ from launch.inventory import Host, Inventory
 from launch.transport.openssh import CONNECT_TIMEOUT_S
 from launch.transport.ssh import open_connection, trust_only
 from launch.transport.trouble import explain, unusable_known_hosts
+from launch.transport.trusted import REVOKED
 from minimind.rundir import publish
 
 _KINDS = {
@@ -97,13 +98,22 @@ def remember(known_hosts: Path, keys: Iterable[HostKey]) -> None:
 
 def fingerprints(known_hosts: Path, server: str) -> tuple[str, ...]:
     """The fingerprints that the file has of a server."""
-    found = []
+    return tuple(key.fingerprint for key in known(known_hosts, server))
+
+
+def known(known_hosts: Path, server: str) -> tuple[HostKey, ...]:
+    """The keys that the file has of a server, revoked ones left out."""
+    found, revoked = [], set()
     for line in _lines(known_hosts):
         words = line.split()
-        if len(words) >= 3 and server in words[0].split(","):
-            with contextlib.suppress(ValueError):
-                found.append(HostKey(server=server, kind=words[1], blob=base64.b64decode(words[2])).fingerprint)
-    return tuple(found)
+        names, *rest = words[1:] if words[:1] == [REVOKED] else words or [""]
+        with contextlib.suppress(ValueError, IndexError):
+            key = HostKey(server=server, kind=rest[0], blob=base64.b64decode(rest[1]))
+            if words[0] == REVOKED:
+                revoked.add(key.blob)
+            elif server in names.split(","):
+                found.append(key)
+    return tuple(key for key in found if key.blob not in revoked)
 
 
 def forget(known_hosts: Path, server: str) -> bool:

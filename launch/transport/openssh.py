@@ -65,10 +65,35 @@ def _trusting(inventory: Inventory, hops: Sequence[Hop]) -> list[str]:
     return argv
 
 
+def between(folder: str, *, user: str, address: str, port: int, alias: str) -> list[str]:
+    """For use *on* a host: its way to another one with the key ``folder/key``, which is good for that alone.
+
+    It knows the other by ``folder/known_hosts``, under ``alias``, and neither an agent nor the user's own files.
+    """
+    options = {
+        "UserKnownHostsFile": _file(f"{folder}/known_hosts"),
+        "GlobalKnownHostsFile": "/dev/null",
+        "HostKeyAlias": alias,
+        "StrictHostKeyChecking": "yes",
+        "UpdateHostKeys": "no",
+        "IdentitiesOnly": "yes",
+        "IdentityAgent": "none",
+        "BatchMode": "yes",
+        "ConnectTimeout": str(CONNECT_TIMEOUT_S),
+        "ServerAliveInterval": str(KEEPALIVE_S),
+        "ServerAliveCountMax": "3",
+        "LogLevel": "ERROR",
+    }
+    argv = ["ssh", "-F", "/dev/null", "-T", "-i", f"{folder}/key".replace("%", "%%")]
+    for key, value in options.items():
+        argv += ["-o", f"{key}={value}"]
+    return [*argv, "-l", user, "-p", str(port), "--", address]
+
+
 def destination(host: Host) -> str:
     """The name, alias or bare address."""
     return parse_ssh(host.ssh or "").name
 
 
-def _file(path: Path) -> str:
+def _file(path: Path | str) -> str:
     return '"' + str(path).replace("%", "%%") + '"'

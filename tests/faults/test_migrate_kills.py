@@ -13,7 +13,7 @@ from tests.support.moving import RUN, contents, ended, launcher  # noqa: F401 (a
 pytestmark = [pytest.mark.sshd, pytest.mark.skipif(bool(sshd_parts.MISSING), reason=sshd_parts.MISSING or "-")]
 
 STEPS = "check environment data stop save send verify smoke continue report".split()  # noqa: SIM905
-SEED = ("before:data", "in:save:4", "after:save", "in:send:5", "before:continue")
+SEED = ("in:data:18", "before:data", "in:save:4", "after:save", "in:send:5", "before:continue")
 """After ``save`` the source dies, too; ``before:continue`` is after the start of what goes on."""
 
 
@@ -35,6 +35,7 @@ def prepare(hosts, forker, folder, *, before):
     """The stopped run, a data set that home lacks, and the losses of the run that nobody stopped."""
     moving.stopped_run(hosts.old_root, forker, ranks=before)
     corpus.write_jsonl(hosts.old_root / "dataset" / "only_there.jsonl", corpus.texts(30, seed=9))
+    (hosts.old_root / "dataset" / "goes_straight_there.jsonl").write_bytes(random.Random(3).randbytes(9 << 20))
     return moving.uninterrupted(folder / "whole", forker, ranks=before)
 
 

@@ -1,5 +1,6 @@
 """release-check and release: every gap that was prepared is found and refused, and nothing else is."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -156,6 +157,19 @@ def test_a_prepared_gap_is_found(far, gap):
     PREPARED[gap](far)
     found = gaps(far)
     assert found and all(item.why and item.repair for item in found)
+
+
+def test_what_a_sync_of_another_host_replaced_here_still_counts_while_it_is_kept(far, tmp_path):
+    other = dataclasses.replace(far.host, name="gpu9", root=str(tmp_path / "other"))
+    make_run(tmp_path / "other", RUN, "rlhf_512.pth", weights([7.0] * 8))
+    put(tmp_path / "other" / "runs" / RUN / "metrics.jsonl", b'{"step": 1}\n{"step": 2}\n')
+    with connect(other, far.inventory) as transport:
+        sync_out(transport, far.inventory, folder=far.home, run_id=None, voice=Quiet(), now_utc="20260102T000000Z")
+    assert (far.home / "out" / "rlhf_512.pth").read_bytes() == weights([7.0] * 8)
+    assert gaps(far) == ()
+    (kept,) = far.home.glob(".previous/*/out/rlhf_512.pth")
+    flip(kept)
+    assert {gap.path for gap in gaps(far)} == {"out/rlhf_512.pth"}
 
 
 def test_the_command_lists_the_gaps_and_names_the_repair_which_repairs(far):

@@ -110,11 +110,12 @@ def launcher():
 
 @contextlib.contextmanager
 def servers(folder: pathlib.Path):
-    """Two servers whose users have an empty home and no network that answers."""
+    """Two servers whose users have an empty home and no network that answers; the new one's may let others in."""
     (folder / "user-home").mkdir(parents=True)
     options = f"SetEnv HOME={folder}/user-home {QUIET}"
+    keys = f"{folder}/new-server/authorized_keys {folder}/user-home/.ssh/authorized_keys"
     old = sshd_parts.start(folder / "old-server", options=options)
-    new = sshd_parts.start(folder / "new-server", options=options)
+    new = sshd_parts.start(folder / "new-server", options=f"{options}\nAuthorizedKeysFile {keys}")
     try:
         yield old, new
     finally:

@@ -94,14 +94,6 @@ def test_what_speaks_of_a_process_and_runs_that_are_done_stay_at_home():
     assert found[0].local == Path("/home/out/x_512.pth")
 
 
-def test_only_data_sets_are_data():
-    def data(path: str) -> bool:
-        return cargo.is_data(RemoteFile(path=path, length_bytes=1, identity="1"))
-
-    assert data("dataset/dpo.jsonl") and data("dataset/权重 1.jsonl")
-    assert not data("dataset/dpo.jsonl.shards/tokens.bin") and not data("dataset/notes.txt")
-
-
 def test_each_move_adds_to_the_history_and_a_torn_one_is_no_reason_to_fail():
     told = {"source": "a", "source_root": OLD, "at_utc": "20260101T000000Z", "spec": b'{"run_id": "x"}'}
     first = cargo.history(b"", **told)
