@@ -4,6 +4,7 @@
 ``cuda.lock``   the same versions with the CUDA build of torch, Linux
 ``dev.lock``    what the extra ``dev`` and dev.in need on top of cpu.lock
 ``build.lock``  what builds our own wheel
+``tools.lock``  programs that tests use where they are, and skip without
 
 PyPI lists torch's CUDA build for Linux under the very version that the CPU build has, so the torch entries are made
 here: each wheel is named in a comment, which install.py reads to know what this lock has for a Python. The sha256 of a
@@ -40,7 +41,7 @@ Entries = dict[str, list[str]]  # requirement line without its hashes -> the who
 
 
 def main() -> int:
-    """Write the four locks."""
+    """Write the locks."""
     parser = argparse.ArgumentParser(description="Regenerate envs/*.lock.")
     parser.add_argument("--uv", default=str(Path(sys.executable).with_name("uv")), help="the uv to run")
     uv = [parser.parse_args().uv, *COMPILE]
@@ -59,11 +60,13 @@ def main() -> int:
         without = ("--constraint", str(constraint), "--excludes", str(excludes))  # peft asks for torch, which is there
         dev = compiled([*uv, "pyproject.toml", "--extra", "dev", "envs/dev.in", *without])
         build = compiled([*uv, "envs/build.in"])
+        tools = compiled([*uv, "envs/tools.in"])
     write("cpu.lock", "The runtime with the CPU build of torch: Linux and macOS, Python 3.11 to 3.13.", cpu)
     write("cuda.lock", "The runtime of cpu.lock with the CUDA build of torch: Linux, Python 3.11 to 3.13.", cuda)
     on_top = {r: lines for r, lines in dev.items() if r not in cpu and r.split(" ;")[0] not in cpu}
     write("dev.lock", "What tests and linters need on top of cpu.lock.", on_top)
     write("build.lock", "What builds our own wheel and the editable install.", build)
+    write("tools.lock", "Programs for some tests, in a folder of their own.", tools)
     return 0
 
 

@@ -108,8 +108,11 @@ class Bridge:
 def opened(move: Move, origins: Mapping[str, Origin]) -> Iterator[Bridge | None]:
     """Open a way for these contents (by sha256), and close it; None when there is none, which is said.
 
-    Nothing is tried when too little would go over it, or when one of the two is this machine.
+    Nothing is tried when too little would go over it, or when one of the two is this machine. What a killed launcher
+    left open is closed first.
     """
+    if move.journal.bridged:
+        close(move)
     source, target = move.asked.source, move.asked.target
     total_bytes = sum(origin.length_bytes for origin in origins.values())
     if source.ssh is None or target.ssh is None or total_bytes < LEAST_BYTES:

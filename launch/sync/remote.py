@@ -145,7 +145,7 @@ class _Log:
             except (ValueError, KeyError, TypeError, AttributeError):
                 message, sent_bytes, told = line.decode("utf-8", "replace"), self._sent_bytes, {}
             if "stats" not in told and message.strip():
-                self.last = printable(message.strip().splitlines()[-1])[:500]
+                self.last = printable(" ".join(message.strip().splitlines()[-2:]))[:500]
             if self._on_bytes and sent_bytes > self._sent_bytes:
                 self._on_bytes(sent_bytes - self._sent_bytes)
                 self._sent_bytes = sent_bytes

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.envs.parts import ROOT, install
 
-LOCKS = ("cpu.lock", "cuda.lock", "dev.lock", "build.lock")
+LOCKS = ("cpu.lock", "cuda.lock", "dev.lock", "build.lock", "tools.lock")
 ENTRY = re.compile(
     r"^([a-z0-9][a-z0-9._-]*)==([^ ;\\]+)(?: ; ([^\\]+?))? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
 )
