@@ -20,11 +20,12 @@ HEADER = f"{BOS}assistant\n"
 THINKING = ("open_thinking", "enable_thinking")
 """What templates call the switch for thoughts before the answer."""
 ROLES = ("system", "user", "assistant", "tool")
+DEFAULT_SYSTEM = "You are a helpful assistant"
 # minimind2's format: a default system turn, and the answer's header is written by the user's turn.
 CHAT_TEMPLATE = (
     "{% set first = messages[0] if messages else none %}"
     "{{ '<|im_start|>system\\n' + (first['content'] if first and first['role'] == 'system'"
-    " else 'You are a helpful assistant') + '<|im_end|>\\n' }}"
+    f" else '{DEFAULT_SYSTEM}') + '<|im_end|>\\n' }}}}"
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}"
     "{{ '<|im_start|>user\\n' + message['content'] + '<|im_end|>\\n<|im_start|>assistant\\n' }}"
@@ -134,14 +135,48 @@ class Tokenizer:
             RunError: when the template refuses it.
         """
         tools = tools_of(messages)
-        upto: dict[int, str] = {}
+        text = self.render(messages, tools=tools)
+        spans = None if tools else self._spans_in(text, messages)
+        return text, self._spans_by_prefixes(text, messages, tools) if spans is None else spans
+
+    def _spans_in(self, text: str, messages: Messages) -> list[tuple[int, int]] | None:
+        """The spans, when the text is the messages one after the other and nothing else; it is made again to see that.
+
+        Rendering every beginning of a conversation tells them whatever the template does, in several times the time.
+        """
+        if not all(isinstance(message["content"], str) for message in messages):
+            return None
+        own_header = self._writes_header
+        parts, spans, at = [], [], 0
+        if not own_header:
+            system = messages[0]["content"] if messages[0]["role"] == "system" else DEFAULT_SYSTEM
+            parts.append(f"{BOS}system\n{system}{EOS}\n")
+            at = len(parts[0])
+        for message in messages:
+            role, content = message["role"], message["content"]
+            if role == "assistant":
+                if content.startswith(HEADER):
+                    return None
+                part = f"{HEADER}{content}{EOS}\n" if own_header else f"{content}{EOS}\n"
+                spans.append((at + len(HEADER) if own_header else at, at + len(part)))
+            elif own_header:
+                part = f"{BOS}{role}\n{content}{EOS}\n"
+            elif role == "user":
+                part = f"{BOS}user\n{content}{EOS}\n{HEADER}"
+            else:
+                part = ""
+            parts.append(part)
+            at += len(part)
+        return spans if "".join(parts) == text else None
+
+    def _spans_by_prefixes(self, text: str, messages: Messages, tools: Sequence[Any] | None) -> list[tuple[int, int]]:
+        upto = {len(messages): text}
 
         def first(count: int) -> str:
             if count not in upto:
                 upto[count] = self.render(messages[:count], tools=tools)
             return upto[count]
 
-        text = first(len(messages))
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -155,7 +190,7 @@ class Tokenizer:
             else:  # behind a system turn that the template added
                 start = end - len(message["content"]) - len(EOS) - 1
             spans.append((start, end))
-        return text, spans
+        return spans
 
     @functools.cached_property
     def _writes_header(self) -> bool:

@@ -1,6 +1,8 @@
 """Targets found by special tokens are those found by the places of tokens, whatever a conversation holds."""
 
+import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -42,6 +44,25 @@ def test_two_thousand_random_conversations_have_the_same_targets_both_ways(words
     assert sure > 600
 
 
+@pytest.mark.parametrize("template", ["minimind2", "own headers", "stripped"])
+def test_spans_from_one_rendering_are_those_of_rendering_every_beginning(words, tmp_path, template):
+    if template != "minimind2":
+        shutil.copytree(words.folder, tmp_path / "words")
+        config = tmp_path / "words" / "tokenizer_config.json"
+        content = "m['content']" if template == "own headers" else "m['content'].strip()"
+        each = f"{{{{ '<|im_start|>' + m['role'] + '\\n' + {content} + '<|im_end|>\\n' }}}}"
+        text = f"{{% for m in messages %}}{each}{{% endfor %}}"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": text}))
+        words = tokenizer.load(tmp_path / "words")
+    rng, sure = random.Random(12), 0
+    for _ in range(600):
+        messages = talk(rng)
+        text, spans = words.render_with_answers(messages)
+        assert text == words.render(messages) and spans == words._spans_by_prefixes(text, messages, None)
+        sure += words._spans_in(text, messages) is not None
+    assert sure > 500 if template != "stripped" else 0 < sure < 500
+
+
 def test_a_plain_conversation_is_known_without_places_and_a_line_break_first_is_not(words):
     turns = Turns(words)
     for answer, known in (("yes", True), ("", True), ("\nyes", False), (" yes", False)):
@@ -50,8 +71,6 @@ def test_a_plain_conversation_is_known_without_places_and_a_line_break_first_is_
 
 
 def test_lines_of_both_sorts_come_back_in_their_order(words):
-    import json
-
     talks = [
         [turn("user", "q"), turn("assistant", answer)] for answer in ("one", "\ntwo", "<think>x</think>three", "four")
     ]
@@ -66,8 +85,6 @@ def test_lines_of_both_sorts_come_back_in_their_order(words):
 
 @pytest.mark.parametrize("change", ["normalizer", "post_processor", "prefix_space", "lstrip"])
 def test_a_tokenizer_that_cuts_in_another_way_is_not_trusted(words, tmp_path, change):
-    import json
-
     told = json.loads((words.folder / "tokenizer.json").read_text())
     if change == "normalizer":
         told["normalizer"] = {"type": "NFC"}
