@@ -43,7 +43,7 @@ def carry_out(move: Move) -> Mapping[str, Any]:
                 move.voice.say(f"[{number}/{len(steps)}] {step.name}: done before")
                 continue
             move.voice.say(f"[{number}/{len(steps)}] {step.name}: {step.what}")
-            move.journal.forget(*(later.name for later in steps[number:]))
+            move.journal.forget(*(later.name for later in steps[number:] if later.name not in step.spares))
             began_s = time.monotonic()
             facts = step.run()
         except LaunchError as error:

@@ -155,6 +155,8 @@ class Step(ABC):
 
     name: ClassVar[str]
     what: ClassVar[str]
+    spares: ClassVar[tuple[str, ...]] = ()
+    """Later steps that stay done when this one has to be done again."""
 
     def __init__(self, move: Move) -> None:
         self._move = move

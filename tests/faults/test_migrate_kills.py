@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import shutil
 
 import pytest
 
@@ -52,6 +53,8 @@ def campaign(hosts, whole, *, after, kills):
         done = now
         if where == "after:save":
             hosts.old.stop()
+        if where.startswith("in:send"):
+            shutil.rmtree(hosts.new_root / "code")  # the environment has to be made again, and asks the source nothing
     last = hosts.launch(*command(after))
     assert last.returncode == 0, last.stderr
     report = json.loads(last.stdout)
