@@ -91,7 +91,7 @@ class Prepare(Step):
     """The environment that runs have on the target."""
 
     name = "environment"
-    spares = ("data", "stop", "save")  # a newer launch, a pruned image: the source, which may be gone, has no part in it
+    spares = ("data", "stop", "save")  # the source, which may be gone, has no part in it
     what = "the image or the virtual environment, and the code"
 
     def _tasks(self) -> tuple[environment.Task, ...]:
