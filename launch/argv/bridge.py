@@ -24,14 +24,13 @@ ADMIT = r"""
 umask 077
 tag=$1
 line=$(cat)
-cd || exit 74
-keys=.ssh/authorized_keys
-[ ! -L "$keys" ] || { echo "~/$keys is a link" >&2; exit 73; }
+keys=$HOME/.ssh/authorized_keys
 if [ -z "$line" ]; then
   [ -f "$keys" ] && grep -q -e " $tag\$" "$keys" || exit 0
 fi
-made=.ssh/.authorized_keys-$$
-mkdir -p .ssh || exit 74
+[ ! -L "$keys" ] || { echo "$keys is a link" >&2; exit 73; }
+made=$keys-$$
+mkdir -p -- "$HOME/.ssh" || exit 74
 if [ -f "$keys" ]; then
   cp -p -- "$keys" "$made" && { grep -v -e " $tag\$" "$keys" >"$made"; [ $? -le 1 ]; }
 else

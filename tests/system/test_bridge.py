@@ -122,6 +122,20 @@ def test_a_host_that_is_not_let_in_sends_through_the_laptop_and_the_reason_is_sa
     nothing_is_left(hosts)
 
 
+def test_a_target_whose_keys_cannot_be_replaced_by_a_rename_gets_everything_through_the_laptop(hosts):
+    real = keys(hosts.new).rename(keys(hosts.new).with_name("kept elsewhere"))
+    keys(hosts.new).symlink_to(real)
+    try:
+        with moving.in_process(hosts) as (move, _):
+            facts = send_data(begun(move))
+            assert (facts["direct_bytes"], facts["fetched_bytes"]) == (0, LARGE_BYTES + 300)
+            assert any("authorized_keys is a link): copies go through this machine" in text for text in move.voice.said)
+            assert not move.journal.bridged
+    finally:
+        real.replace(keys(hosts.new))
+    nothing_is_left(hosts)
+
+
 def test_the_key_opens_nothing_but_the_appending_of_what_is_expected(hosts):
     with moving.in_process(hosts) as (move, found):
         with bridge.opened(begun(move), straight(found.data)):
