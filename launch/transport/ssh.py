@@ -17,11 +17,15 @@ from launch.secrets import Secret
 from launch.transport import trusted
 from launch.transport.openssh import CONNECT_TIMEOUT_S, KEEPALIVE_S
 from launch.transport.running import Running
-from launch.transport.shell import WRAPPER, ShellTransport
+from launch.transport.shell import ShellTransport
 from launch.transport.trouble import explain
 
 SILENT_S = 3 * KEEPALIVE_S
 WINDOW_BYTES = 16 << 20
+MARK = b"\x01launch\x02"
+WRAPPER = ("sh", "-c", 'LC_ALL=C; export LC_ALL; printf "\\001launch\\002"; "$@"; exit $?', "sh")
+"""As shell.WRAPPER, and marks where output begins: what a login shell's start file prints comes before."""
+NOISE_BYTES = 1 << 18
 
 
 def open_connection(host: Host, inventory: Inventory) -> Any:
@@ -161,6 +165,7 @@ class SshTransport(ShellTransport):
 class _SshRunning(Running):
     def __init__(self, transport: SshTransport, channel: Any, stdin: Iterable[bytes]) -> None:
         self._transport, self._channel = transport, channel
+        self._before_mark: bytes | None = b""
         channel.settimeout(0.5)
         super().__init__(stdin)
 
@@ -171,7 +176,16 @@ class _SshRunning(Running):
             self._transport.check()
             return None
         self._transport.heard()
-        return data
+        return data if self._before_mark is None else self._marked(data)
+
+    def _marked(self, data: bytes) -> bytes | None:
+        """What stands behind the mark; all of it where no mark comes: then the command was never reached."""
+        self._before_mark = (self._before_mark or b"") + data
+        noise, mark, rest = self._before_mark.partition(MARK)
+        if not mark and data and len(noise) < NOISE_BYTES:
+            return None
+        self._before_mark = None
+        return (rest or None) if mark else noise
 
     def recv_stderr(self) -> bytes:
         while True:

@@ -11,6 +11,8 @@ from launch.errors import Exit, LaunchError
 from launch.inventory import load
 from launch.transport import DryTransport, Result, connect, host_path
 from tests.conftest import make_ssh_home
+from tests.support import sshd
+from tests.support.syncing import RUN, make_run, tree
 from tests.support.wire import Wire
 
 NASTY = [
@@ -350,3 +352,28 @@ def test_a_file_cut_off_while_it_is_sent_leaves_neither_name_nor_temporary(wired
     while listing(far) and time.monotonic() < deadline:  # the host notices a moment later
         time.sleep(0.05)
     assert listing(far) == []
+
+
+@pytest.mark.sshd
+def test_what_a_login_shells_start_file_prints_is_no_part_of_any_output(tmp_path):
+    """Bash reads ~/.bashrc for commands over ssh, too; many a rented host says welcome there."""
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / ".bashrc").write_text("printf 'welcome\\n\\001launch'; echo to a GPU >&2; printf 'of yours'\n")
+    server = sshd.start(tmp_path / "server", options=f"SetEnv HOME={tmp_path}/user")
+    try:
+        home = make_ssh_home(tmp_path, server)
+        with connect(home.host, home.inventory) as transport:
+            if b"to a GPU" not in transport.read(["true"]).stderr:
+                pytest.skip("the shell here does not read ~/.bashrc for a command")
+            assert transport.read(["printf", "%s", "a\nb"]).stdout == b"a\nb" and transport.read(["true"]).stdout == b""
+            assert transport.run(["cat"], stdin=b"\x01launch\x02x").stdout == b"\x01launch\x02x"
+            assert b"".join(transport.stream(["head", "-c", "3000000", "/dev/zero"])) == bytes(3_000_000)
+            data = os.urandom(3_000_000)
+            transport.publish(f"{tmp_path}/published", data)
+            transport.fetch(f"{tmp_path}/published", tmp_path / "here", offset=0, length=len(data))
+            assert (tmp_path / "here").read_bytes() == data
+        make_run(home.root, RUN, "rlhf_512.pth", data)
+        assert home.launch("sync-out").returncode == 0
+        assert tree(home.home) == tree(home.root)
+    finally:
+        server.stop()
