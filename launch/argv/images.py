@@ -16,7 +16,7 @@ IMAGE = "\n".join(
 
 def image(reference: str) -> list[str]:
     """An image's id, size in bytes, layers, settings, names by digest and platform, a line each; fails without one."""
-    return ["docker", "image", "inspect", "--format", IMAGE, reference]
+    return ["docker", "image", "inspect", "--format", IMAGE, "--", reference]
 
 
 def history(image_id: str) -> list[str]:

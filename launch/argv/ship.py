@@ -55,10 +55,18 @@ mv -f -- "$part" "$folder/$name" || exit 74
 """
 """Appends stdin to what has come of a piece. A killed one leaves its bytes; only their hash makes them believed."""
 
-LOAD = r"""
-cd "$1" || exit 66
-shift
-{
+ALONE = r"""
+if command -v flock >/dev/null 2>&1; then
+  exec 9>>lock || exit 74
+  flock -n 9 || exit 75
+fi
+"""
+"""In the folder of the pieces: nobody else receives, loads or removes them meanwhile."""
+
+LOAD = (
+    'cd "$1" || exit 66\nshift\n'
+    + ALONE
+    + r"""{
   while [ $# -gt 0 ]; do
     case $1 in
     zst) zstd -dcq <"$2" ;;
@@ -69,9 +77,10 @@ shift
   done
 } | docker load --quiet
 """
+)
 """The pieces one after the other are the archive. One that cannot be unpacked cuts it short: the engine refuses it."""
 
-FORGET = 'cd "$1" 2>/dev/null || exit 0; shift; for name in "$@"; do rm -f -- "$name" "$name.part"; done'
+FORGET = 'cd "$1" 2>/dev/null || exit 0\nshift\n' + ALONE + 'for name in "$@"; do rm -f -- "$name" "$name.part"; done'
 
 
 def look(folder: str, *, pieces: bool) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launch.argv import docker, images, ship
-from launch.errors import Exit, LaunchError
+from launch.errors import Exit, LaunchError, printable
 from launch.facts import parse_free_bytes
 from launch.transport import Transport
 
@@ -36,6 +36,10 @@ class Image:
             return self.id == other.id
         mine, others = ((i.layers, i.settings, i.platform, dict(i.labels)) for i in (self, other))
         return self.id == other.id or (bool(self.layers) and mine == others)
+
+    def runs_as(self, other: Image) -> bool:
+        """Whether containers of the two are alike; the labels, which name a commit, may differ."""
+        return bool(self.layers) and (self.layers, self.settings) == (other.layers, other.settings)
 
     @property
     def code_hash(self) -> str | None:
@@ -69,7 +73,8 @@ def look(transport: Transport, folder: str, *, pieces: bool = False) -> FarSide:
     Raises:
         LaunchError: HOST_NOT_READY when it does not answer.
     """
-    result = transport.read(ship.look(folder, pieces=pieces), check=False)
+    timeout_s = None if pieces else ANSWERS_S  # hashing what has come may take long
+    result = transport.read(ship.look(folder, pieces=pieces), check=False, timeout_s=timeout_s)
     if result.code:
         raise LaunchError(
             f"the Docker engine of {transport.host.name} does not answer",
@@ -91,7 +96,7 @@ def parse_far(text: str) -> FarSide:
         if match := re.fullmatch(r"(\S+) (\d+) ([0-9a-f]{64})", line):
             pieces[match[1]] = (int(match[2]), match[3])
     return FarSide(
-        chains=tuple(tuple(json.loads(line) or ()) for line in told.get("layers", [])),
+        chains=tuple(_layers(line) for line in told.get("layers", [])),
         tools=frozenset(told.get("tool", [])),
         engine_free_bytes=parse_free_bytes(told.get("engine_free", [""])[0]),
         folder_free_bytes=parse_free_bytes(told.get("folder_free", [""])[0]),
@@ -99,21 +104,40 @@ def parse_far(text: str) -> FarSide:
     )
 
 
+ANSWERS_S = 120.0
+"""An engine that is busy may take its time; one that hangs is told."""
 SETTINGS = ("User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Healthcheck")
 
 
 def parse_image(text: str) -> Image:
-    """Read what :func:`launch.argv.images.image` prints."""
-    image_id, length_bytes, layers, config, names, platform = text.splitlines()[:6]
-    own, told = json.loads(image_id), json.loads(config) or {}
-    return Image(
-        id=own,
-        bytes=int(length_bytes),
-        layers=tuple(json.loads(layers) or ()),
-        labels=told.get("Labels") or {},
-        settings={key: told[key] for key in SETTINGS if told.get(key)},
-        platform=platform,
-        by_manifest=any(name.endswith(f"@{own}") for name in json.loads(names) or ()),
+    """Read what :func:`launch.argv.images.image` prints.
+
+    Raises:
+        LaunchError: HOST_NOT_READY for anything else.
+    """
+    try:
+        image_id, length_bytes, layers, config, names, platform = text.splitlines()
+        own, told = json.loads(image_id), json.loads(config) or {}
+        return Image(
+            id=own,
+            bytes=int(length_bytes),
+            layers=tuple(json.loads(layers) or ()),
+            labels=told.get("Labels") or {},
+            settings={key: told[key] for key in SETTINGS if told.get(key)},
+            platform=platform,
+            by_manifest=any(name.endswith(f"@{own}") for name in json.loads(names) or ()),
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise odd_answer("docker image inspect", text) from error
+
+
+def odd_answer(command: str, text: str) -> LaunchError:
+    """An engine, or what stands before it, that answers something else than what was asked."""
+    return LaunchError(
+        f"`{command}` says what no engine says",
+        why=printable(text.strip()[:200]) or "nothing",
+        remedy="see what that command prints there; a wrapper named docker may be in the way",
+        code=Exit.HOST_NOT_READY,
     )
 
 
@@ -124,6 +148,13 @@ def layer_sizes(laptop: Transport, image: Image) -> list[int | None]:
     if len(sizes) != len(image.layers):  # steps without a layer: their sizes are 0, and so may be a layer's
         sizes = [size for size in sizes if size]
     return list(sizes) if len(sizes) == len(image.layers) else [None] * len(image.layers)
+
+
+def _layers(line: str) -> tuple[str, ...]:
+    try:
+        return tuple(json.loads(line) or ())
+    except (ValueError, TypeError) as error:
+        raise odd_answer("docker image inspect", line) from error
 
 
 def _shared(one: Sequence[str], two: Sequence[str]) -> int:

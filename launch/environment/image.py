@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from launch.argv import images
-from launch.environment.engine import Image, parse_image
+from launch.environment.engine import ANSWERS_S, Image, parse_image
 from launch.environment.registry import Passage, Registry
 from launch.environment.shipping import Shipment
 from launch.environment.spool import Spool
 from launch.environment.task import Site, Task
+from launch.environment.virtual import locks
 from launch.errors import Exit, LaunchError
 from launch.executors import Environment
 from launch.transport import Transport
-from minimind.durable import tree_hash
+from minimind.durable import sha256_file, tree_hash
 
 NAME = "minimind-launch"
 
@@ -23,20 +24,30 @@ def find(site: Site) -> tuple[Image, tuple[Task, ...]]:
         LaunchError: HOST_NOT_READY when neither side has an image of the code that lies here.
     """
     reference = reference_of(site)
-    code_hash = tree_hash(site.here.package)
     there = inspect(site.transport, reference)
-    if there and there.code_hash == code_hash:
-        return there, ()
     here = inspect(site.laptop, reference) if site.host.ssh else there
-    if here and here.code_hash == code_hash:
+    if here and not _is_ours(here, site):
+        here = None
+    if there and _is_ours(there, site) and (here is None or here.runs_as(there) or here.platform != there.platform):
+        return there, ()
+    if here:
         return here, (shipment(site, here, reference),)
     places = f"{site.host.name} and this machine" if site.host.ssh else "this machine"
+    other = "what has that name was made from other code or another lock"
     raise LaunchError(
         f"there is no image {reference} of the trainers' code as it lies here",
-        why=f"{places} have one of other code" if there or here else f"{places} have none of that name",
+        why=f"looked on {places}; {other if there else 'the name is not known there'}",
         remedy=f"make image FLAVOUR={'cuda' if reference.endswith(':cuda') else 'cpu'}",
         code=Exit.HOST_NOT_READY,
     )
+
+
+def _is_ours(image: Image, site: Site) -> bool:
+    """Whether it says that it was made from the code and one of the locks as they lie here."""
+    known = [
+        sha256_file(lock) for lock in locks(site.here.envs)
+    ]  # either: an image by another name has the flavour that it has
+    return image.code_hash == tree_hash(site.here.package) and image.lock_hash in known
 
 
 def recall(site: Site, wanted: Environment) -> Environment:
@@ -57,7 +68,7 @@ def recall(site: Site, wanted: Environment) -> Environment:
 
 def inspect(transport: Transport, reference: str) -> Image | None:
     """What an engine knows of an image; None when it has none of that name, or does not answer."""
-    result = transport.read(images.image(reference), check=False)
+    result = transport.read(images.image(reference), check=False, timeout_s=ANSWERS_S)
     return parse_image(result.text) if result.code == 0 else None
 
 

@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launch.argv import images, ship
-from launch.environment.engine import FarSide, Image, layer_sizes, look, parse_image
+from launch.environment.engine import ANSWERS_S, FarSide, Image, layer_sizes, look, parse_image
 from launch.environment.packing import Ahead, Packed
 from launch.environment.spool import Spool, archive
 from launch.errors import Exit, LaunchError, printable
-from launch.transport import DryTransport, Transport
+from launch.transport import DryTransport, Result, Transport
 from launch.voice import Voice
 from minimind.durable import sha256_file
 
 SLACK_BYTES = 64 << 20
+BUSY_S = 10.0
 COPIES = 2
 """Of the unpacked layers while an engine loads: its own copy of the archive, and what becomes of it."""
 
@@ -123,7 +124,10 @@ class Shipment:
         took_s = time.monotonic() - began_s
         rate = f" at {sent_bytes / took_s / 1e6:.1f} MB/s with packing" if sent_bytes > SLACK_BYTES else ""
         voice.say(f"sent {sent_bytes} bytes in {took_s:.1f} s{rate}; {name} is loading them")
-        result = transport.run(ship.load(self.folder, [(piece.kind, piece.name) for piece in pieces]), check=False)
+        load = ship.load(self.folder, [(piece.kind, piece.name) for piece in pieces])
+        result = _when_free(lambda: transport.run(load, check=False))
+        if result.code == ship.BUSY:
+            raise self._busy(name)
         if result.code:
             self._is_there(transport)
             raise _RefusedArchive(result.stderr.decode(errors="replace").strip()[-400:])
@@ -174,31 +178,31 @@ class Shipment:
         sent_bytes = 0
         for offset in (begun, 0):
             argv = ship.receive(self.folder, piece.name, offset=offset, length=piece.bytes, digest=piece.sha256)
-            result = transport.feed(argv, piece.path, offset=offset, on_bytes=moved)
+            result = _when_free(lambda: transport.feed(argv, piece.path, offset=offset, on_bytes=moved))  # noqa: B023
             sent_bytes += piece.bytes - offset
             if result.code == 0:
                 return sent_bytes
             if result.code not in (ship.TORN, ship.OFFSET_DIFFERS):
                 break
-        name, busy, torn = (
-            transport.host.name,
-            result.code == ship.BUSY,
-            result.code in (ship.TORN, ship.OFFSET_DIFFERS),
-        )
+        name, torn = transport.host.name, result.code in (ship.TORN, ship.OFFSET_DIFFERS)
+        if result.code == ship.BUSY:
+            raise self._busy(name)
         said = result.stderr.decode(errors="replace").strip()[-400:]
         raise LaunchError(
-            f"another launch is shipping to {name}" if busy else f"the image could not be brought to {name}",
-            why="it holds the lock of the pieces there"
-            if busy
-            else "other bytes arrived than were sent, twice"
-            if torn
-            else said or f"{self.folder} could not be written",
-            remedy="wait for it, then run this again"
-            if busy
-            else "run this again"
+            f"the image could not be brought to {name}",
+            why="other bytes arrived than were sent, twice" if torn else said or f"{self.folder} could not be written",
+            remedy="run this again"
             if torn
             else f"make room and permissions for {self.folder} on {name}, then run this again; nothing is sent twice",
-            code=Exit.REFUSED if busy else Exit.NOT_VERIFIED if torn else Exit.HOST_NOT_READY,
+            code=Exit.NOT_VERIFIED if torn else Exit.HOST_NOT_READY,
+        )
+
+    def _busy(self, name: str) -> LaunchError:
+        return LaunchError(
+            f"another launch is shipping to {name}",
+            why="it holds the lock of the pieces there, or what it sent is being loaded",
+            remedy="wait for it, then run this again",
+            code=Exit.REFUSED,
         )
 
     def _check_space(self, name: str, far: FarSide, wanted: Mapping[str, int | None], kind: str) -> int:
@@ -234,6 +238,14 @@ class Shipment:
         )
 
 
+def _when_free(attempt: Callable[[], Result]) -> Result:
+    """What a killed launcher left at work on the host holds the lock for a while."""
+    deadline = time.monotonic() + BUSY_S
+    while (result := attempt()).code == ship.BUSY and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return result
+
+
 def check_room(name: str, free_bytes: int | None, needed_bytes: int, reference: str, *, place: str) -> None:
     """See whether a place on a host has room, where that is known.
 
@@ -257,7 +269,7 @@ def compare(transport: Transport, image: Image, reference: str) -> Image:
     Raises:
         LaunchError: NOT_VERIFIED when it is another, or there is none.
     """
-    result = transport.read(images.image(reference), check=False)
+    result = transport.read(images.image(reference), check=False, timeout_s=ANSWERS_S)
     there = parse_image(result.text) if result.code == 0 else None
     if there is not None and there.is_same(image):
         return there

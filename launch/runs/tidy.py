@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from launch.argv import docker, tidy
 from launch.environment import image as images
 from launch.environment import virtual
+from launch.environment.engine import odd_answer
 from launch.environment.larder import Larder
 from launch.environment.task import Site
 from launch.runs.observe import Run, observe
@@ -80,7 +82,7 @@ def engine_images(site: Site) -> list[Item]:
     current = {reference, *(f"{images.NAME}:{flavour}" for flavour in ("cpu", "cuda"))}
     found = []
     for line in site.transport.read(tidy.images(docker.CODE_LABEL)).text.splitlines():
-        told = json.loads(line)
+        told = _told(line)
         names = tuple(told["names"] or ())
         kept = (*wanted.get(told["id"], ()), *(name for name in names if name in current))
         found.append(Item(kind="image", name=told["id"], bytes=told["bytes"], whole=True, kept_for=kept))
@@ -95,6 +97,14 @@ def engine_images(site: Site) -> list[Item]:
             total_bytes = sum(loose.values())
             found.append(Item(kind=LOOSE, name=f"{len(loose)} files", bytes=total_bytes, whole=False, kept_for=()))
     return found
+
+
+def _told(line: str) -> dict[str, Any]:
+    try:
+        told = json.loads(line)
+        return {"id": str(told["id"]), "bytes": int(told["bytes"]), "names": told["names"], "layers": told["layers"]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise odd_answer("docker image inspect", line) from error
 
 
 def remove(site: Site, items: Iterable[Item]) -> list[Item]:

@@ -107,6 +107,17 @@ def own(name: str) -> str:
     return f"{name}-{OWN}"
 
 
+def as_made_here() -> dict[str, str]:
+    """The labels of an image that was made from the code and the lock of this tree."""
+    from minimind.durable import sha256_file, tree_hash
+    from tests.support.corpus import ROOT
+
+    return {
+        "org.minimind.code": tree_hash(ROOT / "minimind"),
+        "org.minimind.lock": sha256_file(ROOT / "envs" / "cpu.lock"),
+    }
+
+
 def image(reference: str, layers: list[dict[str, bytes]], *, labels: dict[str, str] | None = None) -> str:
     """Load an image of these files into the engine here; its id. Nothing in it can run."""
     import hashlib

@@ -14,7 +14,8 @@ import subprocess
 
 import pytest
 
-from minimind.durable import tree_hash
+from launch.environment.engine import parse_image
+from launch.errors import Exit, LaunchError
 from tests import conftest
 from tests.support import corpus, launching, sshd
 from tests.support import engine as engines
@@ -311,8 +312,7 @@ def test_an_engines_disk_that_fills_up_while_it_loads_is_told_and_nothing_is_sen
 
 
 def test_a_run_whose_image_does_not_arrive_starts_nothing(home, far, faults):
-    labels = {"org.minimind.code": tree_hash(conftest.ROOT / "minimind")}
-    image_id = engines.image(f"{NAME}:run", [BASE, {"code": b"run"}], labels=labels)
+    image_id = engines.image(f"{NAME}:run", [BASE, {"code": b"run"}], labels=engines.as_made_here())
     toml = home.home / "launch.toml"
     toml.write_text(f'{toml.read_text()}image = "{NAME}:run"\n')
     corpus.make(home.home, samples=8)
@@ -324,6 +324,56 @@ def test_a_run_whose_image_does_not_arrive_starts_nothing(home, far, faults):
         assert not (home.root / "runs").exists() and far.docker("ps", "--all", "--quiet").stdout == ""
     finally:
         docker("rmi", "--force", image_id, check=False)
+
+
+@pytest.mark.parametrize("other", ["org.minimind.code", "org.minimind.lock", "layers"])
+def test_a_run_takes_no_image_of_the_right_name_that_was_made_from_something_else(home, far, other):
+    labels, reference = engines.as_made_here(), f"{NAME}:ours"
+    theirs = labels if other == "layers" else labels | {other: "deadbeef"}
+    engines.image(reference, [BASE, {"code": b"theirs"}], labels=theirs)
+    far.docker("load", "--quiet", input=docker("save", reference, text=False).stdout, text=False, stdin=None)
+    docker("rmi", "--force", reference)
+    toml = home.home / "launch.toml"
+    toml.write_text(f'{toml.read_text()}image = "{reference}"\n')
+    corpus.make(home.home, samples=8)
+    run = ("run", "pretrain", "--host", "gpu8", "--detach", "--dry-run")
+    if other != "layers":
+        refused = home.launch(*run)
+        assert refused.returncode == 5 and "other code or another lock" in refused.stderr, refused.stderr
+    image_id = engines.image(reference, [BASE, {"code": b"ours"}], labels=labels)
+    try:
+        told = home.launch(*run)
+        assert told.returncode == 0 and f"shipping {reference}" in told.stderr, told.stderr
+        assert ship(home, reference).returncode == 0
+        assert far.image_id(reference) == image_id
+        assert f"shipping {reference}" not in home.launch(*run).stderr
+    finally:
+        docker("rmi", "--force", image_id, check=False)
+
+
+def test_while_an_engine_loads_nobody_takes_the_pieces_away(home, far, images, faults, tmp_path):
+    go_on = tmp_path / "go on"
+    faults.next_load(f"while [ ! -e '{go_on}' ]; do sleep 0.1; done")
+    first = launching.start(home, "ship-image", "gpu8", "--image", f"{NAME}:1", "--json")
+    pieces = home.root / "images"
+    launching.wait_for(lambda: not (faults.script.with_name("docker.fault")).exists())
+    there = sorted(path.name for path in pieces.iterdir())
+    pruned = home.launch("env", "prune", "gpu8", "--yes")
+    assert "removed 0" in pruned.stderr, pruned.stderr
+    second = ship(home, f"{NAME}:1")
+    assert second.returncode == 9 and "another launch is shipping to gpu8" in second.stderr, second.stderr
+    assert sorted(path.name for path in pieces.iterdir()) == there
+    go_on.touch()
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 0, err
+    assert far.image_id(f"{NAME}:1") == images[0] and [path.name for path in pieces.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("said", ["", "[]", "one line", '"sha256:1"\n12\nnull\n[]\nnull\nlinux/amd64\nmore'])
+def test_an_engine_that_answers_something_else_is_said_to(said):
+    with pytest.raises(LaunchError, match="says what no engine says") as caught:
+        parse_image(said)
+    assert caught.value.code == Exit.HOST_NOT_READY
 
 
 @pytest.mark.soak  # tests/unit/launch/test_spool.py cuts layers into chunks

@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 
-from minimind.durable import tree_hash
 from tests import conftest
 from tests.support import corpus, sshd
 from tests.support import engine as engines
@@ -80,8 +79,7 @@ def guarded(far, tmp_path):
 
 @pytest.fixture(autouse=True)
 def images():
-    labels = {"org.minimind.code": tree_hash(conftest.ROOT / "minimind")}
-    first = engines.image(f"{NAME}:1", [BASE, {"code": b"one" * 1000}], labels=labels)
+    first = engines.image(f"{NAME}:1", [BASE, {"code": b"one" * 1000}], labels=engines.as_made_here())
     second = engines.image(f"{NAME}:2", [BASE, {"code": b"two" * 1000}])
     yield first, second
     for image_id in (first, second):
