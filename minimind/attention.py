@@ -49,6 +49,12 @@ def repeated(x: Tensor, heads: int) -> Tensor:
     return x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
+def lowered(x: Tensor) -> Tensor:
+    """The same in the type of the autocast around it, which ``scaled_dot_product_attention`` sees to by itself."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 class ByDocument(Row):
     """One call a document, no mask, nothing computed twice: the fastest on a CPU."""
 
@@ -117,7 +123,7 @@ class Varlen(Row):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The kernel takes (T, H, D) and (T, K, D)."""
         shared = q.shape[1] != k.shape[1]
-        q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))
+        q, k, v = (lowered(x)[0].transpose(0, 1).contiguous() for x in (q, k, v))
         bounds, longest = self.bounds, self.longest
         out: Tensor = self.kernel(
             q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), enable_gqa=shared
@@ -137,7 +143,8 @@ class Flex(Row):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Keys and values are shared by the kernel."""
-        out: Tensor = self.kernel(q, k, v, block_mask=self.blocks, enable_gqa=q.shape[1] != k.shape[1])
+        shared = q.shape[1] != k.shape[1]
+        out: Tensor = self.kernel(lowered(q), lowered(k), lowered(v), block_mask=self.blocks, enable_gqa=shared)
         return out
 
 

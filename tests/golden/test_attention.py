@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask
 
-from minimind import lora, model
+from minimind import attention, lora, model
 from minimind.attention import WAYS, ByDocument, Flex, Varlen, block_mask
 from minimind.config import ModelConfig
 from minimind.model import Block, MiniMind, rotary_tables
@@ -105,6 +105,19 @@ def folder(tmp_path_factory):
     return corpus.make(tmp_path_factory.mktemp("attention"))
 
 
+@pytest.mark.parametrize("way", [Varlen, Flex])
+def test_under_autocast_a_kernel_gets_its_type_whatever_the_layers_gave(gpu_kernels, way):  # noqa: F811
+    row = way(LENGTHS, CPU)
+    kernel, seen = row.kernel, set()
+    row.kernel = lambda *tensors, **more: seen.update(x.dtype for x in tensors[:3]) or kernel(*tensors, **more)
+    q, k, v = (
+        torch.randn(1, 2, sum(LENGTHS), 16, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.half)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert row.attend(q, k, v).dtype == torch.bfloat16
+    assert seen == {torch.bfloat16}
+
+
 def test_positions_begin_anew_with_each_document():
     row = ByDocument((3, 1, 2), CPU)
     assert row.position.tolist() == [0, 1, 2, 0, 0, 1] and row.document.tolist() == [0, 0, 0, 1, 2, 2]
@@ -131,7 +144,9 @@ def test_varlen_is_told_one_of_few_shapes_and_values():
 
 
 @pytest.mark.parametrize(("way", "device"), [(Varlen, "meta"), (Flex, "cpu")])
-def test_other_documents_are_no_reason_to_compile_a_block_anew(way, device):
+def test_other_documents_are_no_reason_to_compile_a_block_anew(way, device, monkeypatch):
+    if device == "meta":  # which has every kernel's shapes, and no autocast
+        monkeypatch.setattr(attention, "lowered", lambda x: x)
     torch._dynamo.reset()
     config = ModelConfig.for_arch("minimind2", hidden_size=64, num_hidden_layers=1, vocab_size=300)
     block = Block(config, 0).to(device).requires_grad_(False)
@@ -139,7 +154,9 @@ def test_other_documents_are_no_reason_to_compile_a_block_anew(way, device):
     compiled, counts = torch.compile(block, backend=counter), []
     for lengths in ((5, 130, 1), (100, 109, 40, 2, 60), (3, 3, 40) * 4, (90, 100, 110, 27, 1), (9,) * 50):
         row = way(lengths, torch.device(device))
-        out = compiled(torch.randn(1, sum(lengths), 64, device=device), rotary_tables(config, row.position), row, None)
+        tables = rotary_tables(config, row.position)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = compiled(torch.randn(1, sum(lengths), 64, device=device), tables, row, None)
         assert out.shape == (1, sum(lengths), 64)
         counts.append(counter.frame_count)
     assert counts[-1] == counts[1]  # the first row as it is, the second for any
