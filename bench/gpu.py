@@ -2,9 +2,9 @@
 
 Trains both presets on texts with log-normal lengths (median 115 tokens), in processes of their own: as it is, with
 blocks compiled, with passes that fill the memory, with padded rows, and by each way of attending to packed documents.
-Figures are of the steps after the first ten. MFU
-is by the model's own FLOP count (minimind/flops.py): padding and logits that nobody needs count for nothing. A last run
-of each size is traced, and the kernels that take most of the time are named. Fails below 50 % MFU on an RTX 4090 and
+Figures are of the steps after the first ten. MFU is by the model's own FLOP count (minimind/flops.py): padding and
+logits that nobody needs count for nothing. A last run of each size is traced, and the kernels that take most of the
+time are named. Fails below 50 % MFU on an RTX 4090 and
 35 % on an H100, by the best way of each size. Without a GPU nothing is measured; `--device cpu` tries the bench.
 """
 
