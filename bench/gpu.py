@@ -1,9 +1,10 @@
 """How near to the limit of a GPU does a training step come: tokens/s, TFLOP/s, MFU, memory, where the time goes?
 
 Trains both presets on texts with log-normal lengths (median 115 tokens), in processes of their own: as it is, with
-blocks compiled, with passes that fill the memory, with padded rows. Figures are of the steps after the first ten. MFU
-is by the model's own FLOP count (minimind/flops.py): padding and logits that nobody needs count for nothing. A last run
-of each size is traced, and the kernels that take most of the time are named. Fails below 50 % MFU on an RTX 4090 and
+blocks compiled, with passes that fill the memory, with padded rows, and by each way of attending to packed documents.
+Figures are of the steps after the first ten. MFU is by the model's own FLOP count (minimind/flops.py): padding and
+logits that nobody needs count for nothing. A last run of each size is traced, and the kernels that take most of the
+time are named. Fails below 50 % MFU on an RTX 4090 and
 35 % on an H100, by the best way of each size. Without a GPU nothing is measured; `--device cpu` tries the bench.
 """
 
@@ -31,7 +32,12 @@ WAYS = {
     "memory filled": ["--max_tokens_per_batch", "auto"],
     "both": ["--use_compile", "--max_tokens_per_batch", "auto"],
     "padded": ["--no-pack"],
+    "varlen": [],
+    "flex": [],
+    "batched": [],
 }
+ATTENTION = {"varlen": "varlen", "flex": "flex", "batched": ""}
+"""Ways that may attend in one way only; ``batched`` is what is used where neither of the others works."""
 
 
 def train(folder: pathlib.Path, size: str, way: str, options: argparse.Namespace, *more: str) -> dict[str, float]:
@@ -49,7 +55,11 @@ def train(folder: pathlib.Path, size: str, way: str, options: argparse.Namespace
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            **({"BENCH_ATTENTION": ATTENTION[way]} if way in ATTENTION else {}),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -132,9 +142,10 @@ def print_row(size: str, way: str, row: dict, peak: float | None) -> None:
         return
     mfu = f"{row['mfu']:6.1%} MFU" if "mfu" in row else "MFU unknown"
     tera = f"{row['mfu'] * peak / 1e12:7.1f} TFLOP/s" if "mfu" in row and peak else "  unknown peak"
+    attention = f", attention {row['attention']}" if row.get("attention") else ""
     print(
         f"{size} {way:<14} {row['tokens_per_s']:12,.0f} tokens/s {tera} {mfu}  GPU memory {row['gpu_bytes'] / 1e9:6.2f}"
-        f" GB, main memory {row['peak_bytes'] / 1e9:5.2f} GB, waiting for data {row['data_wait']:.1%}",
+        f" GB, main memory {row['peak_bytes'] / 1e9:5.2f} GB, waiting for data {row['data_wait']:.1%}{attention}",
         flush=True,
     )
 

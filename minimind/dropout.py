@@ -52,7 +52,10 @@ class Dropout:
         return self(x, Place.FEED_FORWARD, layer, keys=mix(self.keys.reshape(-1)[token] ^ (expert + 1)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None, layer: int) -> Tensor:
-        """Causal attention over (B, H, T, D) with dropped probabilities; ``lengths`` as in ``model.attend``."""
+        """Causal attention over (B, H, T, D) with dropped probabilities.
+
+        With ``lengths`` the single row is documents one after the other, and each attends to itself alone.
+        """
         cuts = list(lengths) if lengths is not None else [q.shape[2]]
         pieces = zip(
             *(torch.split(x, cuts, dim=2) for x in (q, k, v)), torch.split(self.keys, cuts, dim=1), strict=True

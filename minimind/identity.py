@@ -66,15 +66,16 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def computed_by(config: TrainConfig, ranks: World) -> dict[str, str]:
-    """What may change on a resume and decides the last digits of every loss."""
+def computed_by(config: TrainConfig, ranks: World, attention: str | None) -> dict[str, str]:
+    """What may change on a resume and decides the last digits of every loss; ``attention`` where it was chosen."""
     dtype = computed_in(config, ranks.device)
     name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
-    return {"torch": torch.__version__, "device": name, "dtype": dtype, "ranks": str(ranks.size)}
+    found = {"torch": torch.__version__, "device": name, "dtype": dtype, "ranks": str(ranks.size)}
+    return found if attention is None else found | {"attention": attention}
 
 
 def say_what_else_computes(before: Mapping[str, str], now: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Say what may change and moves the last digits: torch, the device, its type, the number of ranks."""
+    """Say what may change and moves the last digits: torch, the device, its type, how it attends, ranks."""
     changed = [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before.get(key, value) != value]
     if changed:
         say(f"note: {'; '.join(changed)}: the same samples and rates, but losses may differ in their last digits")

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 
-from minimind import checkpoint, history
+from minimind import checkpoint, history, probe
 from minimind.attempt import Attempt, PeerFailed
 from minimind.catalog import written_file
 from minimind.config import TrainConfig, to_plain
@@ -17,7 +17,7 @@ from minimind.efficiency import Account, Setting
 from minimind.feed import Feed
 from minimind.flops import peak_flops
 from minimind.forecast import last_step, measure
-from minimind.identity import computed_by
+from minimind.identity import computed_by, say_what_else_computes
 from minimind.metrics import Metrics
 from minimind.passes import not_finite
 from minimind.precision import autocast, computed_in
@@ -75,6 +75,8 @@ def _train(stage: Stage, config: TrainConfig, attempt: Attempt) -> None:
             attempt.agreed = False
             try:
                 attempt.at(Phase.PREPARE)  # a reference may read all of the data, which takes its time
+                state.attention = probe.choose(config, state.model, ranks, say)
+                say_what_else_computes(state.computed_before, computed_by(config, ranks, state.attention), say)
                 with autocast(config, ranks.device):
                     stage.begin(state.reader, ranks, state.facts, say)
                 if config.max_tokens_per_batch == "auto":
@@ -201,6 +203,6 @@ def _alone(config: TrainConfig, ranks: World, state: TrainState, attempt: Attemp
     """How fast one rank was, and in which run, where an earlier one of this shape on such a device tells."""
     if ranks.size == 1:
         return None
-    device = computed_by(config, ranks)["device"]
+    device = computed_by(config, ranks, state.attention)["device"]
     found = history.rate(state.stage.info.name, config, 1, computed_on=device, but=attempt.dir.root.name)
     return (found[0], found[1]) if found[0] and found[1] else None

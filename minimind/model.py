@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimind.attention import Row, repeated, usual
 from minimind.config import ModelConfig, Yarn
 from minimind.dropout import Dropout, Place
 from minimind.rundir import Reason, RunError
@@ -82,35 +83,6 @@ class Memory(Protocol):
         """Keep keys and values (B, K, T, D); what queries (B, H, T, D) find among all there are: (B, H, T, D)."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None) -> Tensor:
-    """Causal attention over (B, H, T, D), keys and values already repeated to H heads.
-
-    With ``lengths`` the single row is documents one after the other, and each attends to itself alone. A CPU takes them
-    one by one (no mask, nothing computed twice); a GPU takes them as one padded batch.
-    """
-    if lengths is None or len(lengths) == 1:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    if q.device.type == "cpu":
-        parts = zip(*(torch.split(x, list(lengths), dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([F.scaled_dot_product_attention(a, b, c, is_causal=True) for a, b, c in parts], dim=2)
-    return attend_padded(q, k, v, lengths)
-
-
-def attend_padded(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The same as :func:`attend` in one kernel call: documents become rows of a padded batch and come back."""
-    longest = max(lengths)
-    rows = torch.arange(len(lengths), device=q.device).repeat_interleave(torch.tensor(lengths, device=q.device))
-    columns = torch.cat([torch.arange(n, device=q.device) for n in lengths])
-
-    def pad(x: Tensor) -> Tensor:
-        padded = x.new_zeros(len(lengths), longest, x.shape[1], x.shape[3])
-        padded[rows, columns] = x[0].transpose(0, 1)
-        return padded.transpose(1, 2)  # (documents, H, longest, D)
-
-    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), is_causal=True)
-    return out.transpose(1, 2)[rows, columns].transpose(0, 1).unsqueeze(0)
-
-
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions, no biases."""
 
@@ -120,7 +92,6 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (
             (rms_norm(config, config.head_dim) if config.qk_norm else nn.Identity()) for _ in range(2)
         )
-        self.groups = config.num_attention_heads // config.num_key_value_heads
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
@@ -130,7 +101,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         tables: tuple[Tensor, Tensor],
-        lengths: Sequence[int] | None,
+        row: Row | None,
         cache: Memory | None,
         dropout: Dropout | None = None,
     ) -> Tensor:
@@ -143,9 +114,14 @@ class Attention(nn.Module):
         q, k = rotate(self.q_norm(q), tables), rotate(self.k_norm(k), tables)
         if cache is not None:
             out = cache.attend(self.layer, q, k, v)
+        elif dropout is not None:
+            k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
+            out = dropout.attend(q, k, v, None if row is None else row.lengths, self.layer)
+        elif row is not None:
+            out = row.attend(q, k, v)
         else:
-            k, v = (z.repeat_interleave(self.groups, dim=1) for z in (k, v))
-            out = attend(q, k, v, lengths) if dropout is None else dropout.attend(q, k, v, lengths, self.layer)
+            k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
         return dropout(projected, Place.RESIDUAL, self.layer) if dropout is not None else projected
 
@@ -239,15 +215,15 @@ class Block(nn.Module):
         self,
         x: Tensor,
         tables: tuple[Tensor, Tensor],
-        lengths: Sequence[int] | None,
+        row: Row | None,
         cache: Memory | None,
         dropout: Dropout | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.self_attn(self.input_layernorm(x), tables, lengths, cache, dropout)
+        x = x + self.self_attn(self.input_layernorm(x), tables, row, cache, dropout)
         normed = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MoE):
-            return x + self.mlp(normed, lengths, dropout)
+            return x + self.mlp(normed, None if row is None else row.lengths, dropout)
         out: Tensor = self.mlp(normed)
         return x + (out if dropout is None else dropout(out, Place.FEED_FORWARD, self.self_attn.layer))
 
@@ -273,6 +249,8 @@ class MiniMind(nn.Module):
         self.model.embed_tokens.weight = self.lm_head.weight
         self.dropout: Dropout | None = None
         """What the next pass drops; whoever trains sets it for each pass, since only it knows the samples."""
+        self.way: type[Row] | None = None
+        """How packed documents attend; None is :func:`minimind.attention.usual`. Whoever trains may set another."""
 
     def auxiliary(self) -> Tensor | None:
         """The load-balancing loss of the last training pass over all layers; None for a dense model."""
@@ -311,17 +289,20 @@ class MiniMind(nn.Module):
                 remedy="shorten the text, or lower --max_seq_len",
                 reason=Reason.DATA_INVALID,
             )
+        row = None
+        if lengths is not None and len(lengths) > 1:
+            row = (self.way or usual(input_ids.device))(lengths, input_ids.device)
         if cache is not None:
             tables = cache.tables
         else:
-            documents = [torch.arange(n, device=input_ids.device) for n in lengths or [longest]]
-            tables = rotary_tables(self.config, torch.cat(documents))
+            positions = torch.arange(longest, device=input_ids.device) if row is None else row.position
+            tables = rotary_tables(self.config, positions)
         x = self.model.embed_tokens(input_ids)
         dropout = self.dropout if self.training else None
         if dropout is not None:
             x = dropout(x, Place.EMBEDDING)
         for block in self.model.layers:
-            x = block(x, tables, lengths, cache, dropout)
+            x = block(x, tables, row, cache, dropout)
         x = self.model.norm(x)  # (B, T, C)
         if select is not None:
             x = x.reshape(-1, x.shape[-1]).index_select(0, select)  # (N, C)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,8 @@ from minimind.identity import (
     MAY_CHANGE_ON_RESUME,
     began_with,
     compare_start,
-    computed_by,
     refuse_another_stage,
     refuse_changes,
-    say_what_else_computes,
 )
 from minimind.model import MiniMind
 from minimind.precision import LossScale, computed_in
@@ -55,6 +53,10 @@ class TrainState:
     facts: dict[str, Any]
     step: int = 0
     bad_steps: int = 0
+    attention: str | None = None
+    """Which way a trial on this GPU chose (:mod:`minimind.probe`); None where there was nothing to choose."""
+    computed_before: Mapping[str, str] = field(default_factory=dict)
+    """What computed the checkpoint that this training goes on from."""
     damaged: tuple[int, ...] = ()
     """Steps of newer checkpoints that were passed over."""
     bad_samples: list[int] = field(default_factory=list)
@@ -170,10 +172,10 @@ def prepare(
     if saved:
         _restore(state, saved, ranks)
         state.damaged = saved.damaged
+        state.computed_before = saved.state.get("computed_by") or {}
         kept, asked = identity["micro_batches_per_step"], config.accumulation_steps * ranks.size
         as_before = "" if kept == asked else f", as it began; this command alone would mean {asked}"
         say(f"resuming after step {saved.step} ({kept} micro-batches a step{as_before})")
-        say_what_else_computes(saved.state.get("computed_by") or {}, computed_by(config, ranks), say)
     if config.use_compile:
         for block in model.model.layers:
             block.compile()

@@ -122,7 +122,7 @@ def save(config: TrainConfig, ranks: World, state: TrainState, saver: Saver, *, 
             state={
                 "identity": state.identity,
                 "bad_steps": state.bad_steps,
-                "computed_by": computed_by(config, ranks),
+                "computed_by": computed_by(config, ranks, state.attention),
                 "loss_scale": state.scale.state(),
                 "losses": list(state.window),
                 "mean_loss": math.fsum(state.window) / len(state.window) if state.window else None,

@@ -1,14 +1,16 @@
 """What only a GPU can show. Skipped where there is none."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
 
-from minimind import fitting
+from minimind import fitting, probe
+from minimind.attention import WAYS, Dense
 from minimind.config import ModelConfig
-from minimind.model import MiniMind, attend, attend_padded
+from minimind.model import MiniMind
 from minimind.sampling import Batch, Sampling, generate_all
 from minimind.saving import snapshot
 from tests.support import corpus
@@ -40,11 +42,46 @@ def test_packed_logits_and_gradients_equal_those_of_the_cpu_in_fp32():
         assert (cpu - cuda).abs().max() < 1e-4
 
 
-def test_the_path_taken_on_a_gpu_is_the_padded_one_and_equals_document_by_document():
-    q, k, v = (torch.randn(1, 4, 30, 16, device="cuda") for _ in range(3))
-    assert torch.equal(attend(q, k, v, [10, 20]), attend_padded(q, k, v, [10, 20]))
-    alone = torch.cat([attend(*(x[:, :, s] for x in (q, k, v)), None) for s in (slice(0, 10), slice(10, 30))], dim=2)
-    assert (attend(q, k, v, [10, 20]) - alone).abs().max() < 1e-3
+LENGTHS = (5, 130, 1, 64, 3, 90)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 5e-3), ("bfloat16", 5e-2)])
+def test_every_way_of_attending_gives_the_same_values_and_gradients_by_its_real_kernel(dtype, tolerance):
+    torch.manual_seed(0)
+    device = torch.device("cuda")
+    exact = [torch.randn(1, heads, sum(LENGTHS), 64, device=device) for heads in (8, 2, 2)]
+    weight = torch.randn_like(exact[0])
+    found = {}
+    for name, way in {"wanted": Dense, **WAYS}.items():
+        if (name, dtype) == ("varlen", "float32"):
+            continue
+        taken = torch.float32 if name == "wanted" else getattr(torch, dtype)
+        q, k, v = (x.to(taken).requires_grad_() for x in exact)
+        out = way(LENGTHS, device).attend(q, k, v)
+        found[name] = (out, *torch.autograd.grad((out * weight.to(taken)).sum(), (q, k, v)))
+    for name, tensors in found.items():
+        for one, other in zip(tensors, found["wanted"], strict=True):
+            assert probe.difference(one.detach(), other.detach()) <= tolerance, name
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("way", "dtype"), [("varlen", "bfloat16"), ("flex", "bfloat16"), ("flex", "float32")])
+def test_the_trial_finds_a_way_right_on_this_gpu(way, dtype, compiled):
+    model = ModelConfig.for_arch("minimind2", hidden_size=512, num_hidden_layers=1, vocab_size=300)
+    request = {"way": way, "model": dataclasses.asdict(model), "device": "cuda:0", "dtype": dtype}
+    assert probe.tried({**request, "compiled": compiled, "deterministic": False}) is None
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "full_sft", "dpo", "lora"])
+def test_a_training_chooses_varlen_says_so_and_learns_what_it_learns_by_padding(folder, stage, monkeypatch, capsys):
+    flags = ("--hidden_size", "512", "--num_hidden_layers", "1", "--accumulation_steps", "1", "--batch_size", "8")
+    flags = (*flags, "--from_weight", "none", "--dtype", "bfloat16")
+    varlen = corpus.train_here(folder, stage, *flags, run=f"varlen-{stage}")
+    assert "attention: varlen, tried on this GPU" in capsys.readouterr().out
+    monkeypatch.setattr(probe, "PREFERRED", ())
+    padded = corpus.train_here(folder, stage, *flags, run=f"padded-{stage}")
+    for one, other in zip(varlen, padded, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=5e-2)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 5e-2)])
