@@ -22,6 +22,8 @@ KINDS = {"env": "environment", "code": "code", "images": "piece of an image"}
 WHEELS, LAYER, LOOSE = "wheels", "packed layer", "packed, of no layer"
 """Kept on this machine for other hosts."""
 HASH_CHARACTERS = 16
+ENDED = ("exited", "dead")
+"""States of containers that need their image no more: a run that can go on gets a new container."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +80,18 @@ def engine_images(site: Site) -> list[Item]:
     """Our images on the host's engine; of this machine also what it keeps packed of them for other hosts."""
     layers: dict[str, list[str]] = {}
     wanted = needs(observe(site.transport), "image_digest")
+    for line in site.transport.read(tidy.containers(docker.RUN_LABEL)).text.splitlines():
+        told = _told(line, "image", "state", "name", "run")
+        if not told["run"] or told["state"] not in ENDED:
+            wanted.setdefault(str(told["image"]), []).append(f"container {str(told['name']).lstrip('/')}")
     reference = images.reference_of(site)
     current = {reference, *(f"{images.NAME}:{flavour}" for flavour in ("cpu", "cuda"))}
     found = []
     for line in site.transport.read(tidy.images(docker.CODE_LABEL)).text.splitlines():
-        told = _told(line)
+        told = _told(line, "id", "bytes", "names", "layers")
         names = tuple(told["names"] or ())
         kept = (*wanted.get(told["id"], ()), *(name for name in names if name in current))
-        found.append(Item(kind="image", name=told["id"], bytes=told["bytes"], whole=True, kept_for=kept))
+        found.append(Item(kind="image", name=str(told["id"]), bytes=int(told["bytes"]), whole=True, kept_for=kept))
         for layer in told["layers"] or ():
             layers.setdefault(layer, []).append((names or (told["id"][:19],))[0])
     if site.host.ssh is None:
@@ -99,12 +105,12 @@ def engine_images(site: Site) -> list[Item]:
     return found
 
 
-def _told(line: str) -> dict[str, Any]:
+def _told(line: str, *keys: str) -> dict[str, Any]:
     try:
         told = json.loads(line)
-        return {"id": str(told["id"]), "bytes": int(told["bytes"]), "names": told["names"], "layers": told["layers"]}
+        return {key: told[key] for key in keys}
     except (ValueError, TypeError, KeyError) as error:
-        raise odd_answer("docker image inspect", line) from error
+        raise odd_answer("docker inspect", line) from error
 
 
 def remove(site: Site, items: Iterable[Item]) -> list[Item]:
@@ -120,7 +126,8 @@ def remove(site: Site, items: Iterable[Item]) -> list[Item]:
     if paths:
         left = site.transport.run(tidy.remove(site.root, [item.name for item in paths]), check=False).text.splitlines()
         stayed = [item for item in paths if item.name in left]
-    for item in unneeded:  # no engine removes what a container, even an ended one, was made from
-        if item.kind == "image" and site.transport.run(tidy.remove_image(item.name), check=False).code:
+    for item in unneeded:
+        words = tidy.remove_image(item.name, docker.RUN_LABEL)
+        if item.kind == "image" and site.transport.run(words, check=False).code:
             stayed.append(item)
     return stayed

@@ -64,18 +64,25 @@ def test_images_of_unfinished_runs_and_named_ones_stay(tmp_path):
             home = conftest.make_ssh_home(tmp_path, server, extra=f'image = "{NAME}:now"\n')
             labels = {"org.minimind.code": "x"}
             ids = {}
-            for name in ("now", "run", "old"):
-                ids[name] = engines.image(f"{NAME}:{name}", [{"f": name.encode()}], labels=labels)
+            for name in ("now", "run", "old", "used"):
+                files = {"f": name.encode(), "end": engines.ENDS_AT_ONCE}
+                ids[name] = engines.image(f"{NAME}:{name}", [files], labels=labels)
             archive = docker("save", *(f"{NAME}:{name}" for name in ids), text=False).stdout
             far.docker("load", input=archive, text=False, stdin=None)
             docker("rmi", "--force", *(f"{NAME}:{name}" for name in ids))
             run_dir(home.root, "20260101-000000-pretrain-abcd", image_digest=ids["run"], executor="docker")
-            assert rows(home.launch("image", "list", "gpu8", "--json")).keys() == set(ids.values())
+            ran = ("--network", "none", "--label", "org.minimind.run_id=20260101-000000-dpo-0000")
+            far.docker("run", *ran, f"{NAME}:old", "/end")  # a run that succeeded leaves its container
+            far.docker("tag", f"{NAME}:old", f"{NAME}:another-name")
+            far.docker("run", "--network", "none", "--name", "mine", f"{NAME}:used", "/end")  # somebody's own
+            listed = rows(home.launch("image", "list", "gpu8", "--json"))
+            assert listed.keys() == set(ids.values()) and listed[ids["used"]]["kept_for"] == ["container mine"]
             assert rows(home.launch("image", "prune", "gpu8", "--json")).keys() == {ids["old"]}
             assert far.image_id(f"{NAME}:old") == ids["old"]
             done = home.launch("image", "prune", "gpu8", "--yes", "--json")
             assert rows(done).keys() == {ids["old"]}, done.stderr
-            assert [far.image_id(f"{NAME}:{name}") for name in ids] == [ids["now"], ids["run"], None]
+            left = {name: far.image_id(f"{NAME}:{name}") for name in ids}
+            assert left == ids | {"old": None} and far.image_id(ids["old"]) is None
         finally:
             server.stop()
 
