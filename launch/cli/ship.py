@@ -58,7 +58,8 @@ def _ship(host: Host, known: Inventory, image: str | None, *, dry_run: bool, ski
     with connect(host, known) as there, connect(known.host("local"), known) as here:
         far: Transport = DryTransport(there, []) if dry_run else there
         site, _ = session.ends(far, here, known).visit(())
-        row: dict[str, Any] = {"host": host.name, "image": image or images.reference_of(site)}
+        reference = images.tagged(images.reference_of(site) if image is None else image)
+        row: dict[str, Any] = {"host": host.name, "image": reference}
         if not site.facts.docker_usable:
             if skip:
                 session.terminal.say(f"{host.name} has no Docker engine; left out")

@@ -31,7 +31,7 @@ def find(site: Site) -> tuple[Image, tuple[Task, ...]]:
     if there and _is_ours(there, site) and (here is None or here.runs_as(there) or here.platform != there.platform):
         return there, ()
     if here:
-        return here, (shipment(site, here, reference),)
+        return here, (shipment(site, here, tagged(reference)),)
     places = f"{site.host.name} and this machine" if site.host.ssh else "this machine"
     other = "what has that name was made from other code or another lock"
     raise LaunchError(
@@ -89,3 +89,19 @@ def reference_of(site: Site) -> str:
     """The name of the image for a host: the inventory's, else ours in the flavour that fits its GPUs."""
     flavour = "cuda" if site.facts.gpus and site.facts.docker_has_nvidia else "cpu"
     return site.host.image or f"{NAME}:{flavour}"
+
+
+def tagged(reference: str) -> str:
+    """What an image that is shipped is called there: its name with a tag, as engines complete it.
+
+    Raises:
+        LaunchError: INVALID for an id or a digest: an image that is loaded gets a name.
+    """
+    if "@" in reference or reference.startswith(("sha256:", "-")) or not reference:
+        raise LaunchError(
+            f"{reference or 'nothing'} is no name of an image",
+            why="an engine that loads an image gives it a name and a tag",
+            remedy=f"tag it: docker tag ID {NAME}:mine; then name {NAME}:mine",
+            code=Exit.INVALID,
+        )
+    return reference if ":" in reference.rpartition("/")[2] else f"{reference}:latest"

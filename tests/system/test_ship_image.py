@@ -204,6 +204,21 @@ def test_an_engine_that_wants_every_layer_gets_every_layer(home, far, images, fa
     assert far.image_id(f"{NAME}:2") == images[1]
 
 
+@pytest.mark.parametrize("reference", ["--help", "sha256:0123", "x@sha256:1", ""])
+def test_what_is_no_name_of_an_image_is_said_to(home, reference):
+    done = home.launch("ship-image", "gpu8", f"--image={reference}")
+    assert done.returncode == Exit.INVALID and "is no name of an image" in done.stderr, done.stderr
+
+
+def test_a_name_without_a_tag_means_latest_as_everywhere(home, far):
+    image_id = engines.image(f"{NAME}:latest", [{"code": b"latest"}])
+    try:
+        done = ship(home, NAME)
+        assert done.returncode == 0 and far.image_id(f"{NAME}:latest") == image_id, done.stderr
+    finally:
+        docker("rmi", "--force", image_id, check=False)
+
+
 def test_a_refused_archive_is_told_with_the_engines_own_words(home, far, images, faults):
     faults.next_load('head -c 3000000 | "$0" load --quiet; exit 1')
     done = ship(home, f"{NAME}:1")
