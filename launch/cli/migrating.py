@@ -58,4 +58,5 @@ def show(report: Mapping[str, Any]) -> None:
         say(f"{report['run_id']} goes on on {report['to']}, attempt {report['attempt']}: {report['follow']}")
     else:
         say(f"nothing was started on {report['to']}")
-    say(f"{report['from']} still has everything; when you need it no more: {report['release']}")
+    last = f"; when you need it no more: {report['release']}" if report["release"] else ""
+    say(f"{report['from']} still has everything{last}")

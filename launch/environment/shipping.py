@@ -83,6 +83,17 @@ class Shipment:
         arrived = compare(transport, self.image, self.reference)
         return replace(report, arrived_id=arrived.id, seconds=time.monotonic() - began_s)
 
+    def missing_bytes(self, transport: Transport, laptop: Transport) -> int:
+        """The unpacked bytes that the host lacks; changes nothing.
+
+        Raises:
+            LaunchError: HOST_NOT_READY when they would find no room.
+        """
+        far, sizes = look(transport, self.folder, pieces=True), layer_sizes(laptop, self.image)
+        have = far.has(self.image.layers)
+        wanted = dict(zip(self.image.layers[have:], sizes[have:], strict=True))
+        return self._check_space(transport.host.name, far, wanted, _kind(far, laptop))
+
     def _cost(self, name: str, have: int, sizes: Sequence[int | None]) -> str:
         missing = sizes[have:]
         known = sum(size or 0 for size in missing)
@@ -101,9 +112,7 @@ class Shipment:
     ) -> Report:
         began_s, name = time.monotonic(), transport.host.name
         wanted = dict(zip(self.image.layers[have:], sizes[have:], strict=True))
-        kind = next((kind for kind, tool in (("zst", "zstd"), ("gz", "gzip")) if tool in far.tools), "raw")
-        if kind == "zst" and laptop.read(["zstd", "--version"], check=False).code:
-            kind = "gz" if "gzip" in far.tools else "raw"
+        kind = _kind(far, laptop)
         far = look(transport, self.folder, pieces=True)
         plain_bytes = self._check_space(name, far, wanted, kind)
         sent: dict[str, tuple[int, int]] = {}
@@ -244,6 +253,14 @@ def _when_free(attempt: Callable[[], Result]) -> Result:
     while (result := attempt()).code == ship.BUSY and time.monotonic() < deadline:
         time.sleep(0.5)
     return result
+
+
+def _kind(far: FarSide, laptop: Transport) -> str:
+    """How layers are packed: as well as both sides can."""
+    kind = next((kind for kind, tool in (("zst", "zstd"), ("gz", "gzip")) if tool in far.tools), "raw")
+    if kind == "zst" and laptop.read(["zstd", "--version"], check=False).code:
+        kind = "gz" if "gzip" in far.tools else "raw"
+    return kind
 
 
 def check_room(name: str, free_bytes: int | None, needed_bytes: int, reference: str, *, place: str) -> None:

@@ -17,9 +17,9 @@ from launch.release import check
 from launch.runs.observe import observe
 from launch.sync import sync_out
 from launch.sync.courier import Courier
-from launch.sync.listing import list_again
+from launch.sync.listing import RemoteFile, list_again
 from launch.sync.store import Store
-from launch.sync.trip import records
+from launch.sync.trip import Trip, records
 from minimind.durable import sha256_file
 from minimind.rundir import RunSpec
 
@@ -27,7 +27,11 @@ from minimind.rundir import RunSpec
 class Carrying(Step):
     """Whether names that were given on the target are still there is seen by their lengths."""
 
-    def _still_there(self, items: Sequence[Mapping[str, Any]]) -> bool:
+    def done(self) -> bool:
+        """Written down, and there."""
+        items = self._move.journal.facts(self.name).get("items")
+        if items is None:
+            return False
         paths = {str(item["target"]).lstrip("/"): int(item["bytes"]) for item in items}
         now = list_again(self._move.target, "/", paths)
         return all(path in now and now[path].length_bytes == length for path, length in paths.items())
@@ -50,11 +54,6 @@ class SendData(Carrying):
 
     name = "data"
     what = "data sets and other files that runs read"
-
-    def done(self) -> bool:
-        """Written down, and there."""
-        journal = self._move.journal
-        return self.name in journal and self._still_there(journal.facts(self.name)["items"])
 
     def run(self) -> Mapping[str, Any]:
         """The spool goes once everything is verified on the target."""
@@ -106,7 +105,7 @@ def _holds(path: Path, one: Data) -> bool:
     return path.is_file() and path.stat().st_size == one.file.length_bytes and sha256_file(path) == one.file.sha256
 
 
-class Save(Carrying):
+class Save(Step):
     """Everything that was made on the source is here, hashed on both sides."""
 
     name = "save"
@@ -121,6 +120,33 @@ class Save(Carrying):
         """A sync-out, and the comparison of release-check; and the choice of what moves."""
         move = self._move
         runs = observe(move.source)
+        files, fetched_bytes, remarks = self._in_place() if move.source_is_home else self._brought()
+        moved = [run.run_id for run in unfinished(runs, files)]
+        on = goes_on(runs, moved, move.journal.stopped)
+        newest = max((run.run_id for run in runs), default=None)
+        return {
+            "fetched_bytes": fetched_bytes,
+            "files": records(files),
+            "moved": moved,
+            "goes_on": on,
+            "attempts": {run.run_id: run.state.attempt for run in runs},
+            "newest": newest,
+            "stays": [run.run_id for run in runs if run.run_id not in moved],
+            "remarks": remarks,
+        }
+
+    def _in_place(self) -> tuple[Sequence[RemoteFile], int, list[str]]:
+        """Home is where all of it is: it is hashed, and nothing is copied."""
+        move, store = self._move, Store(self._move.home, stamp="save")
+        trip = Trip(move.source, move.inventory, move.source_root, None, store, move.voice)
+        listing = trip.look()
+        trip.check(listing)
+        files, unstable = trip.settled(listing.files)
+        trip.refuse(unstable)
+        return files, 0, []
+
+    def _brought(self) -> tuple[Sequence[RemoteFile], int, list[str]]:
+        move = self._move
         report = sync_out(
             move.source,
             move.inventory,
@@ -133,9 +159,9 @@ class Save(Carrying):
         findings = check(move.source, move.inventory, folder=move.home, voice=move.voice, look_elsewhere=False)
         ours = ("launch sync-out", "launch ps", "launch stop")  # the others' repair is the user's to choose
         lacking = [gap for gap in findings.gaps if gap.repair.startswith(ours)]
-        for gap in findings.gaps:
-            if gap not in lacking:
-                move.voice.say(f"{move.asked.source.name}: {gap.path}: {gap.why}")
+        remarks = [f"{gap.path}: {gap.why}" for gap in findings.gaps if gap not in lacking]
+        for remark in remarks:
+            move.voice.say(f"{move.asked.source.name}: {remark}")
         if lacking:
             raise LaunchError(
                 f"{len(lacking)} thing(s) of {move.asked.source.name} are not safe at home",
@@ -143,19 +169,7 @@ class Save(Carrying):
                 remedy="run the same command again",
                 code=Exit.NOT_VERIFIED,
             )
-        moved = [run.run_id for run in unfinished(runs, report.files)]
-        on = goes_on(runs, moved, move.journal.stopped)
-        newest = max((run.run_id for run in runs), default=None)
-        return {
-            "fetched_bytes": report.fetched_bytes,
-            "files": records(report.files),
-            "moved": moved,
-            "goes_on": on,
-            "attempts": {run.run_id: run.state.attempt for run in runs},
-            "newest": newest,
-            "stays": [run.run_id for run in runs if run.run_id not in moved],
-            "remarks": [f"{gap.path}: {gap.why}" for gap in findings.gaps if gap not in lacking],
-        }
+        return report.files, report.fetched_bytes, remarks
 
 
 def _length(path: Path) -> int | None:
@@ -214,11 +228,6 @@ class Send(Carrying):
     name = "send"
     what = "out/, the tokenizer and the unfinished runs go to the target"
 
-    def done(self) -> bool:
-        """Written down, and there."""
-        journal = self._move.journal
-        return self.name in journal and self._still_there(journal.facts(self.name)["items"])
-
     def run(self) -> Mapping[str, Any]:
         """A run's spec.json goes last: without it nobody takes the directory for a run that can go on."""
         move = self._move
@@ -258,7 +267,7 @@ def _refuse_runs_that_went_on(move: Move, facts: Mapping[str, Any]) -> None:
             )
 
 
-class Verify(Carrying):
+class Verify(Step):
     """Everything that was sent, hashed anew on the target."""
 
     name = "verify"

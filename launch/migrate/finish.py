@@ -149,7 +149,7 @@ class Report(Step):
             "after": None,
             **smoke.get("numbers", {}),
             "follow": f"launch logs -f {run_id} --host {target.name}" if run_id else None,
-            "release": f"launch release {source.name}",
+            "release": f"launch release {source.name}" if source.ssh else None,
         }
 
 

@@ -38,6 +38,13 @@ def forecast(move: Move) -> Mapping[str, Any]:
         refuse_without_room(move, found, straight_bytes=_straight_bytes(move, found))
     except LaunchError as error:
         problems.append({"what": error.what, "why": error.why, "remedy": error.remedy})
+    image_bytes = 0
+    for shipment in found.shipments:
+        try:
+            image_bytes += shipment.missing_bytes(move.target, move.ends.laptop)
+        except LaunchError as error:
+            image_bytes += shipment.image.bytes
+            problems.append({"what": error.what, "why": error.why, "remedy": error.remedy})
     down, up = _down(move.source), _up(move.target)
     data_send = sum(
         one.file.length_bytes
@@ -48,7 +55,7 @@ def forecast(move: Move) -> Mapping[str, Any]:
     )
     steps = [
         _step("check", "doctor on both hosts, room on both sides"),
-        _step("environment", _environment(found), found.image_bytes, up),
+        _step("environment", _environment(found), image_bytes, up),
         _step(
             "data",
             f"{len(found.data)} files; large ones straight there if one host reaches the other",
@@ -80,7 +87,7 @@ def forecast(move: Move) -> Mapping[str, Any]:
         "stay": list(found.stays),
         "left": [{"name": odd.name, "why": odd.why} for odd in found.left],
         "home_bytes": found.home_bytes + found.data_home_bytes,
-        "send_bytes": found.send_bytes + found.image_bytes,
+        "send_bytes": found.send_bytes + image_bytes,
         "room_bytes": found.room_bytes,
         "free_bytes": found.facts.free_bytes,
         "down_bytes_per_s": round(down),
@@ -123,7 +130,7 @@ def _unfit(report: Report) -> list[dict[str, str | None]]:
 def _environment(found: Survey) -> str:
     if not found.tasks:
         return f"{found.executor}: it is there"
-    if found.image_bytes:
+    if found.shipments:
         return "docker: the image is shipped, only the layers that are missing"
     return f"{found.executor}: " + ", ".join(type(task).__name__ for task in found.tasks)
 

@@ -109,6 +109,16 @@ class Move:
         return self.inventory.home
 
     @cached_property
+    def source_is_home(self) -> bool:
+        """Whether what is to come home lies there already: ``local`` may have the home folder as its root."""
+        return self.asked.source.ssh is None and Path(self.source_root).resolve() == self.home.resolve()
+
+    @cached_property
+    def target_is_home(self) -> bool:
+        """Whether the target's root is the folder of the copies."""
+        return self.asked.target.ssh is None and Path(self.target_root).resolve() == self.home.resolve()
+
+    @cached_property
     def upload(self) -> Upload:
         """Names on the target."""
         return Upload(self.target, self.target_root, self.voice)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launch import environment, facts
 from launch.environment.shipping import Shipment
@@ -44,9 +45,9 @@ class Survey:
     room_bytes: int
 
     @property
-    def image_bytes(self) -> int:
-        """Of an image that has to be shipped, unpacked; 0 without one."""
-        return sum(task.image.bytes for task in self.tasks if isinstance(task, Shipment))
+    def shipments(self) -> list[Shipment]:
+        """Images that have to be brought to the target."""
+        return [task for task in self.tasks if isinstance(task, Shipment)]
 
     @property
     def data_bytes(self) -> int:
@@ -61,6 +62,8 @@ def survey(move: Move) -> Survey:
         LaunchError: REFUSED when the target has something else under a name that is to be given, or has gone on with a
             moved run; HOST_NOT_READY when it cannot be made ready to train.
     """
+    if move.target_is_home:
+        raise _home_is_for_copies(move)
     site = move.site()
     executor = choose(move.asked.target, site.facts).name
     tasks = environment.provide(executor, site).tasks
@@ -105,6 +108,24 @@ def survey(move: Move) -> Survey:
         send_bytes=sending,
         room_bytes=sending + CHECKPOINTS * checkpoint + SPARE_BYTES,
     )
+
+
+def _home_is_for_copies(move: Move) -> LaunchError:
+    name = move.asked.target.name
+    return LaunchError(
+        f"{name} has {move.home} as its root, where the copies of all hosts are",
+        why=f"{move.asked.source.name} keeps its runs: the next sync-out would replace what went on here by them",
+        remedy=f'say root = "local" below [hosts.{name}] in launch.toml: a run that goes on has a folder of its own',
+        code=Exit.REFUSED,
+    )
+
+
+def _there(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _disk(path: Path) -> int:
+    return _there(path).stat().st_dev
 
 
 def data_now(move: Move) -> list[Data]:
@@ -192,16 +213,18 @@ def refuse_without_room(move: Move, found: Survey, *, straight_bytes: int = 0) -
         LaunchError: HOST_NOT_READY.
     """
     free, target = found.facts.free_bytes, move.asked.target.name
-    if free is not None and free < found.room_bytes:
+    home_bytes = found.home_bytes + found.data_home_bytes - straight_bytes
+    shared = move.asked.target.ssh is None and _disk(move.home) == _disk(Path(move.target_root))
+    room_bytes = found.room_bytes + (home_bytes if shared else 0)
+    if free is not None and free < room_bytes:
         raise LaunchError(
-            f"{target} has {free / 1e9:.2f} GB free, the move needs {found.room_bytes / 1e9:.2f} GB",
+            f"{target} has {free / 1e9:.2f} GB free, the move needs {room_bytes / 1e9:.2f} GB",
             why=f"{found.send_bytes / 1e9:.2f} GB are to be sent to {move.target_root}, the rest is for checkpoints",
             remedy=f"make room there, or set root of {target} to a larger disk; nothing was moved",
             code=Exit.HOST_NOT_READY,
         )
-    there = next(path for path in (move.home, *move.home.parents) if path.is_dir())
-    need = found.home_bytes + found.data_home_bytes - straight_bytes + SPARE_BYTES
-    free = shutil.disk_usage(there).free
+    need = home_bytes + SPARE_BYTES
+    free = shutil.disk_usage(_there(move.home)).free
     if free < need:
         raise LaunchError(
             f"{move.home} has {free / 1e9:.2f} GB free, the move needs {need / 1e9:.2f} GB",

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,8 @@ from tests import conftest
 from tests.support import corpus, launching
 from tests.support import sshd as sshd_parts
 
-RUN = "20260101-120000-pretrain-abcd"
+RUN = f"20260101-120000-pretrain-{secrets.token_hex(2)}"
+"""Of this worker alone: a container is named after its run, and all of them have one engine here."""
 FLAGS = (*corpus.TINY, "--epochs", "8", "--batch_size", "2", "--accumulation_steps", "2", "--save_interval", "5")
 QUIET = "HF_ENDPOINT=http://127.0.0.1:9 PIP_INDEX_URL=http://127.0.0.1:9/simple"
 
@@ -47,6 +49,8 @@ loop.one_step = stopping
 
 class Hosts:
     """The hosts ``old`` and ``new``, each behind an sshd of its own; ``home`` is the laptop."""
+
+    names = ("old", "new")
 
     def __init__(self, folder: pathlib.Path, old, new, launcher) -> None:
         self.old, self.new, self.launcher = old, new, launcher
@@ -75,7 +79,7 @@ class Hosts:
         return self.new_root / "runs" / RUN
 
     def steps_done(self) -> list[str]:
-        return list(json.loads((self.home / ".migrate" / "old.to.new" / "state.json").read_bytes())["steps"])
+        return list(json.loads((self.home / ".migrate" / ".to.".join(self.names) / "state.json").read_bytes())["steps"])
 
 
 class Launcher:
@@ -154,7 +158,7 @@ def stopped_run(root: pathlib.Path, forker, *, ranks: int) -> None:
 
 def copy_root(old: pathlib.Path, new: pathlib.Path) -> None:
     """A root as it would be elsewhere: the paths in its runs' spec.json are those of the copy."""
-    shutil.copytree(old, new)
+    shutil.copytree(old, new, dirs_exist_ok=True)
     for spec in new.glob("runs/*/spec.json"):
         spec.chmod(0o600)
         spec.write_text(spec.read_text().replace(str(old), str(new)))
@@ -173,7 +177,7 @@ def in_process(hosts: Hosts, *, wait: bool = False, stage: str | None = None, fl
     from tests.support.syncing import Quiet
 
     known = load(None, cwd=hosts.home, environ=hosts.environ)
-    ends = {"source": known.host("old"), "target": known.host("new")}
+    ends = dict(zip(("source", "target"), map(known.host, hosts.names), strict=True))
     asked = Asked(**ends, stage=stage, flags=flags, nproc=1, wait=wait)
     with contextlib.ExitStack() as stack:
 
@@ -190,7 +194,7 @@ def in_process(hosts: Hosts, *, wait: bool = False, stage: str | None = None, fl
             request=lambda host, stage, words, nproc: Request(stage=stage, flags=words, nproc=nproc, name=None),
             secrets=lambda names: {},
             voice=Quiet(),
-            journal=Journal(known.home, "old", "new"),
+            journal=Journal(known.home, *hosts.names),
             now_utc=lambda: "20260101T000000Z",
         )
         yield move, survey(move)
@@ -233,11 +237,13 @@ def _die() -> None:
 def _command_line(where: str, argv: list[str]) -> None:
     from launch.cli import main as launch
     from launch.migrate import Journal
+    from launch.transport.local import LocalTransport
     from launch.transport.ssh import SshTransport
     from launch.ui import Terminal
 
     kind, _, what = where.partition(":")
-    start, record, say = SshTransport.start, Journal.record, Terminal.say
+    far = LocalTransport if "local" in argv[2:3] else SshTransport  # the target of `migrate FROM TO`
+    start, record, say = far.start, Journal.record, Terminal.say
     step, calls = ["-"], collections.Counter()
 
     def started(self, words, stdin):
@@ -262,7 +268,7 @@ def _command_line(where: str, argv: list[str]) -> None:
             step[0] = begun[1]
         say(self, text)
 
-    SshTransport.start, Journal.record, Terminal.say = started, recorded, said
+    far.start, Journal.record, Terminal.say = started, recorded, said
     launch(argv)
 
 
