@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 
+import pytest
+
 from tests import conftest
-from tests.support import launching, moving
+from tests.support import engine, launching, moving
 from tests.support.docker import docker, engine_available
 from tests.support.moving import RUN
 
@@ -47,17 +50,16 @@ class Ends(moving.Hosts):
         (self.home / "launch.known_hosts").write_text(known)
 
     def end_all(self) -> None:
-        """Kill what runs at either end."""
-        moving.end_all(self.old_root)
-        moving.end_all(self.new_root)
-        if engine_available():
-            remove_containers(docker)
+        """Kill what runs at either end, and remove the containers of its runs."""
+        for root in (self.old_root, self.new_root):
+            moving.end_all(root)
+            for run_dir in root.glob("runs/*") if engine_available() else ():
+                remove_containers(docker, f"label=org.minimind.run_id={run_dir.name}")
 
 
-def remove_containers(client) -> None:
-    """Those of this worker's run, and what its trials left."""
-    found = client("ps", "--all", "--quiet", "--filter", f"label=org.minimind.run_id={RUN}").stdout.split()
-    if found:
+def remove_containers(client, which: str) -> None:
+    """Those that a filter names."""
+    if found := client("ps", "--all", "--quiet", "--filter", which).stdout.split():
         client("rm", "--force", *found)
 
 
@@ -82,3 +84,18 @@ def started(*args):
         yield made
     finally:
         made.end_all()
+
+
+@pytest.fixture(scope="module", name="own_image")
+def make_own_image(training_image):
+    """The training image under a name of this worker: another checkout may make the common one anew meanwhile."""
+    name = f"{engine.own('minimind-test-ends')}:cpu"
+    docker("tag", training_image, name)
+    yield name
+    docker("rmi", name, check=False)
+
+
+@pytest.fixture(name="between")
+def make_between(tmp_path, launcher):
+    """Makes a home with two ends."""
+    return functools.partial(started, tmp_path, launcher)

@@ -8,7 +8,7 @@ from launch.errors import Exit
 from tests.support import corpus, ends, launching, moving
 from tests.support import sshd as sshd_parts
 from tests.support.docker import docker
-from tests.support.ends import End
+from tests.support.ends import End, make_between, make_own_image  # noqa: F401 (fixtures)
 from tests.support.moving import RUN, contents, ended, launcher  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.sshd, pytest.mark.skipif(bool(sshd_parts.MISSING), reason=sshd_parts.MISSING or "-")]
@@ -56,23 +56,19 @@ def image_id(reference):
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)
-def test_a_run_moves_into_a_container_though_its_launcher_is_killed_in_the_trial_and_after_the_start(
-    tmp_path,
-    two,
-    stopped,
-    launcher,
-    training_image,  # noqa: F811
+def test_a_run_moves_into_a_container_though_its_launcher_is_killed_in_the_trial_and_as_the_container_starts(
+    two, stopped, between, own_image
 ):
-    old, new = End("old", two[0]), End("new", two[1], lines=ends.containers(training_image))
-    with ends.started(tmp_path, launcher, old, new) as hosts:
+    old, new = End("old", two[0]), End("new", two[1], lines=ends.containers(own_image))
+    with between(old, new) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
         before = contents(hosts.old_root)
-        for where in ("in:smoke:8", "before:continue"):
+        for where in ("in:smoke:8", "in:continue:7"):
             killed = hosts.launch(*command(hosts), where=where)
             assert killed.returncode == -9, killed.stderr
         report = moved(hosts, stopped[1])
         spec = ends.spec_of(hosts.new_root)
-        assert (spec["executor"], spec["image_digest"]) == ("docker", image_id(training_image))
+        assert (spec["executor"], spec["image_digest"]) == ("docker", image_id(own_image))
         assert report["environment"]["image"] == spec["image_digest"]
         assert report["before"]["samples_per_step"] == report["after"]["samples_per_step"] == 4
         label = "label=org.minimind.run_id"
@@ -85,16 +81,12 @@ def test_a_run_moves_into_a_container_though_its_launcher_is_killed_in_the_trial
 
 @pytest.mark.docker
 def test_a_dry_run_from_container_to_container_counts_no_image_that_is_there_and_makes_no_container(
-    tmp_path,
-    two,
-    stopped,
-    launcher,
-    training_image,  # noqa: F811
+    two, stopped, between, own_image
 ):
-    lines = ends.containers(training_image)
-    with ends.started(tmp_path, launcher, End("old", two[0], lines=lines), End("new", two[1], lines=lines)) as hosts:
+    lines = ends.containers(own_image)
+    with between(End("old", two[0], lines=lines), End("new", two[1], lines=lines)) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
-        ends.respec(hosts.old_root, executor="docker", image_digest=image_id(training_image))
+        ends.respec(hosts.old_root, executor="docker", image_digest=image_id(own_image))
         before = launching.tree(hosts.home, hosts.old_root, hosts.new_root)
         dry = hosts.launch(*command(hosts), "--dry-run")
         assert dry.returncode == 0, dry.stderr
@@ -105,13 +97,8 @@ def test_a_dry_run_from_container_to_container_counts_no_image_that_is_there_and
 
 
 @pytest.mark.timeout(900)
-def test_a_run_of_this_machine_whose_root_is_the_home_folder_moves_and_nothing_here_is_copied(
-    tmp_path,
-    two,
-    stopped,
-    launcher,  # noqa: F811
-):
-    with ends.started(tmp_path, launcher, End("local", root="."), End("new", two[1])) as hosts:
+def test_a_run_of_this_machine_whose_root_is_the_home_folder_moves_and_nothing_here_is_copied(two, stopped, between):
+    with between(End("local", root="."), End("new", two[1])) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
         before = launching.tree(hosts.home)
         dry = hosts.launch(*command(hosts), "--dry-run")
@@ -127,8 +114,8 @@ def test_a_run_of_this_machine_whose_root_is_the_home_folder_moves_and_nothing_h
 
 
 @pytest.mark.timeout(900)
-def test_a_run_moves_home_into_the_root_of_this_machine(tmp_path, two, stopped, launcher):  # noqa: F811
-    with ends.started(tmp_path, launcher, End("old", two[0]), End("local")) as hosts:
+def test_a_run_moves_home_into_the_root_of_this_machine(two, stopped, between):
+    with between(End("old", two[0]), End("local")) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
         dry = hosts.launch(*command(hosts), "--dry-run")
         assert dry.returncode == 0, dry.stderr
@@ -139,8 +126,8 @@ def test_a_run_moves_home_into_the_root_of_this_machine(tmp_path, two, stopped, 
         assert ready.returncode == 0, ready.stderr
 
 
-def test_the_folder_of_the_copies_is_no_root_to_move_to(tmp_path, two, stopped, launcher):  # noqa: F811
-    with ends.started(tmp_path, launcher, End("old", two[0]), End("local", root=".")) as hosts:
+def test_the_folder_of_the_copies_is_no_root_to_move_to(two, stopped, between):
+    with between(End("old", two[0]), End("local", root=".")) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
         for more in ((), ("--dry-run",)):
             refused = hosts.launch(*command(hosts), *more)
