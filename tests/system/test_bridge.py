@@ -182,6 +182,15 @@ def test_a_transfer_that_is_cut_goes_on_straight_where_it_ended(hosts, monkeypat
     nothing_is_left(hosts)
 
 
+def test_a_way_that_a_killed_launcher_left_open_is_closed_when_nothing_is_left_to_go_over_it(hosts):
+    with moving.in_process(hosts) as (move, found):
+        begun(move).journal.bridging(True)
+        bridge._open(move, straight(found.data))
+        with bridge.opened(move, {}) as way:
+            assert way is None and not move.journal.bridged
+    nothing_is_left(hosts)
+
+
 def test_a_way_that_breaks_in_the_middle_leaves_the_rest_to_the_laptop(hosts, monkeypatch):
     real = argv.send
 

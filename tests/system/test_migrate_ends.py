@@ -1,10 +1,12 @@
 """`launch migrate` between ends of other kinds: hosts that train in containers, and this machine."""
 
+import dataclasses
 import json
 
 import pytest
 
-from launch.errors import Exit
+from launch.errors import Exit, LaunchError
+from launch.migrate.survey import refuse_without_room
 from tests.support import corpus, ends, launching, moving
 from tests.support import sshd as sshd_parts
 from tests.support.docker import docker
@@ -133,3 +135,18 @@ def test_the_folder_of_the_copies_is_no_root_to_move_to(two, stopped, between):
             refused = hosts.launch(*command(hosts), *more)
             assert refused.returncode == Exit.REFUSED and 'root = "local"' in refused.stderr, refused.stderr
         assert not (hosts.home / "runs").exists()
+
+
+def test_what_comes_home_is_counted_with_what_goes_on_there_where_both_are_one_disk(two, stopped, between):
+    with between(End("old", two[0]), End("local")) as hosts:
+        moving.copy_root(stopped[0], hosts.old_root)
+        with moving.in_process(hosts) as (move, found):
+            least = found.room_bytes + found.home_bytes + found.data_home_bytes
+            assert least > found.room_bytes
+            refuse_without_room(move, freed(found, least))
+            with pytest.raises(LaunchError, match="local has"):
+                refuse_without_room(move, freed(found, least - 1))
+
+
+def freed(found, free_bytes):
+    return dataclasses.replace(found, facts=dataclasses.replace(found.facts, free_bytes=free_bytes))
