@@ -76,6 +76,10 @@ def test_a_run_that_trains_is_stopped_and_goes_on_at_the_other_end(
         assert begun.returncode == 0, begun.stderr
         run_id = begun.stdout.strip()
         launching.wait_for(lambda: launching.steps_of(hosts.old_root / "runs" / run_id) > 20)
+        dry = hosts.launch("migrate", *hosts.names, "--nproc", "1", "--json", "--dry-run")
+        assert dry.returncode == 0, dry.stderr
+        shipped = json.loads(dry.stdout)["steps"][1]["bytes"]
+        assert (shipped > 100 << 20) == (kinds[1] == "another engine")
         done = hosts.launch("migrate", *hosts.names, "--nproc", "1", "--json")
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
