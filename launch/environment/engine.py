@@ -157,5 +157,13 @@ def _layers(line: str) -> tuple[str, ...]:
         raise odd_answer("docker image inspect", line) from error
 
 
+def packed_as(far: FarSide, laptop: Transport) -> str:
+    """How layers are packed: as well as both sides can."""
+    kind = next((kind for kind, tool in (("zst", "zstd"), ("gz", "gzip")) if tool in far.tools), "raw")
+    if kind == "zst" and laptop.read(["zstd", "--version"], check=False).code:
+        kind = "gz" if "gzip" in far.tools else "raw"
+    return kind
+
+
 def _shared(one: Sequence[str], two: Sequence[str]) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))

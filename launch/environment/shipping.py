@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launch.argv import images, ship
-from launch.environment.engine import ANSWERS_S, FarSide, Image, layer_sizes, look, parse_image
+from launch.environment.engine import ANSWERS_S, FarSide, Image, layer_sizes, look, packed_as, parse_image
 from launch.environment.packing import Ahead, Packed
 from launch.environment.spool import Spool, archive
 from launch.errors import Exit, LaunchError, printable
@@ -92,7 +92,7 @@ class Shipment:
         far, sizes = look(transport, self.folder, pieces=True), layer_sizes(laptop, self.image)
         have = far.has(self.image.layers)
         wanted = dict(zip(self.image.layers[have:], sizes[have:], strict=True))
-        return self._check_space(transport.host.name, far, wanted, _kind(far, laptop))
+        return self._check_space(transport.host.name, far, wanted, packed_as(far, laptop))
 
     def _cost(self, name: str, have: int, sizes: Sequence[int | None]) -> str:
         missing = sizes[have:]
@@ -112,7 +112,7 @@ class Shipment:
     ) -> Report:
         began_s, name = time.monotonic(), transport.host.name
         wanted = dict(zip(self.image.layers[have:], sizes[have:], strict=True))
-        kind = _kind(far, laptop)
+        kind = packed_as(far, laptop)
         far = look(transport, self.folder, pieces=True)
         plain_bytes = self._check_space(name, far, wanted, kind)
         sent: dict[str, tuple[int, int]] = {}
@@ -253,14 +253,6 @@ def _when_free(attempt: Callable[[], Result]) -> Result:
     while (result := attempt()).code == ship.BUSY and time.monotonic() < deadline:
         time.sleep(0.5)
     return result
-
-
-def _kind(far: FarSide, laptop: Transport) -> str:
-    """How layers are packed: as well as both sides can."""
-    kind = next((kind for kind, tool in (("zst", "zstd"), ("gz", "gzip")) if tool in far.tools), "raw")
-    if kind == "zst" and laptop.read(["zstd", "--version"], check=False).code:
-        kind = "gz" if "gzip" in far.tools else "raw"
-    return kind
 
 
 def check_room(name: str, free_bytes: int | None, needed_bytes: int, reference: str, *, place: str) -> None:
