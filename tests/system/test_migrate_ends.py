@@ -8,6 +8,7 @@ import pytest
 from launch.errors import Exit, LaunchError
 from launch.migrate.survey import refuse_without_room
 from tests.support import corpus, ends, launching, moving
+from tests.support import engine as engines
 from tests.support import sshd as sshd_parts
 from tests.support.docker import docker
 from tests.support.ends import End, make_between, make_own_image  # noqa: F401 (fixtures)
@@ -96,6 +97,23 @@ def test_a_dry_run_from_container_to_container_counts_no_image_that_is_there_and
         assert "docker: it is there" in {step["what"] for step in plan["steps"]}
         assert plan["moved"] == [RUN] and plan["send_bytes"] < 10 << 20
         assert launching.tree(hosts.home, hosts.old_root, hosts.new_root) == before
+
+
+@pytest.mark.docker
+@pytest.mark.skipif(bool(engines.MISSING), reason=engines.MISSING or "-")
+def test_a_dry_run_counts_the_layers_that_an_engine_lacks(two, stopped, between, own_image, tmp_path):
+    with engines.engine() as second:
+        server = sshd_parts.start(tmp_path / "server", options=f"SetEnv DOCKER_HOST={second.socket}")
+        try:
+            with between(End("old", two[0]), End("new", server, lines=ends.containers(own_image))) as hosts:
+                moving.copy_root(stopped[0], hosts.old_root)
+                dry = hosts.launch(*command(hosts), "--dry-run")
+        finally:
+            server.stop()
+    assert dry.returncode == 0, dry.stderr
+    plan = json.loads(dry.stdout)
+    shipped = next(step["bytes"] for step in plan["steps"] if step["name"] == "environment")
+    assert 100 << 20 < shipped < plan["send_bytes"] and plan["before"]["nproc"] == 1
 
 
 @pytest.mark.timeout(900)
