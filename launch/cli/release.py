@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from launch.cli import session
+from launch.errors import printable
 from launch.inventory import LOCAL, Host, Inventory
 from launch.release import Findings, check, give_back
 from launch.transport import connect
@@ -54,7 +55,7 @@ def release(host: str, folder: Path | None, without_weights: bool, dry_run: bool
     if dry_run:
         session.terminal.say(f"would run: {chosen.release_command or 'nothing: there is no release_command'}")
         return 0
-    receipt = give_back(chosen, findings, home=known.home, now=datetime.now(UTC))
+    receipt = give_back(chosen, findings, home=known.home, now=lambda: datetime.now(UTC))
     spent = "" if receipt.spent_at_least is None else f", at least {receipt.spent_at_least} {receipt.currency} spent"
     session.terminal.say(f"{host} was released at {receipt.released_at}{spent}; next: launch host forget {host}")
     if as_json:
@@ -71,8 +72,9 @@ def _check(known: Inventory, host: Host, folder: Path | None, *, without_weights
 def _tell(findings: Findings) -> None:
     say = session.terminal.say
     if findings.elsewhere:
-        say(f"outside {findings.root}, and not looked after by launch; gone if the provider wipes that disk:")
+        say(f"besides out/ and runs/ of {findings.root}, and not looked after by launch; gone if that disk is wiped:")
     for path, length_bytes in findings.elsewhere[:SHOWN]:
-        say(f"  {length_bytes / 1e9:8.3f} GB  {path}")
+        size = "not measured" if length_bytes is None else f"{length_bytes / 1e9:9.3f} GB"
+        say(f"  {size}  {printable(path)}")
     if more := len(findings.elsewhere[SHOWN:]):
         say(f"  and {more} smaller ones")

@@ -13,8 +13,10 @@ from typing import Any
 
 from launch.errors import Exit, LaunchError
 from launch.inventory import Inventory
+from launch.release.around import beside, stray_weights
 from launch.runs.observe import Run, observe
 from launch.sync import generations
+from launch.sync.home import shares
 from launch.sync.listing import WEIGHTS_SUFFIXES, Listing, RemoteFile
 from launch.sync.store import MANIFEST, Store, read_sums
 from launch.sync.trip import Trip
@@ -30,21 +32,6 @@ OF_NO_USE = re.compile(r"runs/[^/]+/(?:beat\.json|stop|lock/.*)")
 TESTED = (*WEIGHTS_SUFFIXES, ".pt")
 """What has to be usable; ``.pt`` are the parts of checkpoints."""
 
-ELSEWHERE = r"""
-root=$1
-cd / || exit 0
-for place in "$HOME" "${root%/*}" /root/autodl-tmp /workspace /mnt/data; do
-  [ -d "$place" ] && [ "$place" != / ] || continue
-  for path in "$place"/* "$place"/.[!.]*; do
-    case $path/ in "$root"/*) continue ;; esac
-    case $root/ in "$path"/*) continue ;; esac
-    [ -e "$path" ] && [ ! -L "$path" ] && printf '%s\0' "$path"
-  done
-done | if command -v timeout >/dev/null; then timeout 20 xargs -0 du -skx --; else xargs -0 du -skx --; fi 2>/dev/null
-exit 0
-"""
-"""Prints kibibytes and path of what lies beside the root and at home on the host."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
@@ -57,7 +44,11 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a check found. ``elsewhere`` are paths outside the root with their bytes: nothing here looks after them."""
+    """What a check found.
+
+    ``elsewhere`` are paths outside out/ and runs/ with their bytes (None: not measured in time): nothing here looks
+    after them.
+    """
 
     host: str
     root: str
@@ -66,7 +57,7 @@ class Findings:
     bytes: int
     gaps: tuple[Gap, ...]
     runs: tuple[Run, ...]
-    elsewhere: tuple[tuple[str, int], ...]
+    elsewhere: tuple[tuple[str, int | None], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -115,7 +106,8 @@ def check(
 ) -> Findings:
     """Compare everything that the host has with what is at home, all of it hashed now on both sides.
 
-    ``look_elsewhere`` measures what lies outside the root, which may take 20 s. A host that has neither weights nor
+    ``look_elsewhere`` measures what lies outside out/ and runs/, which may take 20 s. At the end the host is looked at
+    once more: what has begun or come meanwhile is a gap. A host that has neither weights nor
     checkpoints is a gap, unless ``without_weights`` says that this is known.
 
     Raises:
@@ -125,18 +117,22 @@ def check(
     sync = f"launch sync-out --host {host} --to {shlex.quote(str(folder))}"
     none_known = f"{sync} --without-weights"
     sync = none_known if without_weights else sync
+    elsewhere = beside(transport, root) if look_elsewhere else ()
     runs = observe(transport)
-    gaps = [
-        Gap(path=run.run_id, why=f"it is {run.state.state}", repair=f"launch stop {run.run_id}")
-        for run in runs
-        if not run.state.state.ended and run.state.state is not State.PREPARED
-    ]
+    gaps = _alive(runs)
     trip = Trip(transport, inventory, root, None, Store(folder, stamp="check"), voice)
     listing = _look(trip, gaps, host)
     gaps += [
         Gap(path=odd.name, why=f"it stays on the host: {odd.why}", repair=f"ssh there and see to {odd.name}")
         for odd in listing.odd
-        if not odd.why.startswith("temporary")
+        if not odd.why.startswith("temporary") or odd.name.endswith(WEIGHTS_SUFFIXES)
+    ]
+    if shared := shares(transport, root, folder):
+        why = "the copy here and what the host has are the same files (a link, a network disk): there is no copy"
+        gaps.append(Gap(path=shared, why=why, repair=f"launch sync-out --host {host} --to FOLDER"))
+    gaps += [
+        Gap(path=name, why="nothing brings home what is not in out/", repair=f"move it below {root}/out, then {sync}")
+        for name in stray_weights(transport, root)
     ]
     if listing.files and not without_weights and not any(file.weights or file.checkpoint for file in listing.files):
         why = "there are no weights at all on the host, and no checkpoint: its runs failed, or they lie elsewhere"
@@ -159,6 +155,19 @@ def check(
         elif why := _unusable(copy, file.sha256, tested):
             repair = f"if it is worth nothing, move {file.path} out of {root} on {host}"
             gaps.append(Gap(path=file.path, why=why, repair=repair))
+    known = {run.run_id for run in runs if run.state.state.ended}
+    now = observe(transport)
+    gaps += [gap for gap in _alive(now) if gap not in gaps]
+    late = "it came or changed while it was compared"
+    gaps += [
+        Gap(path=run.run_id, why=late, repair=sync) for run in now if run.state.state.ended and run.run_id not in known
+    ]
+    hashed = {file.path: file for file in files}
+    gaps += [
+        Gap(path=file.path, why=late, repair=sync)
+        for file in _wanted(trip.look().files if listing.files else ())
+        if file.path not in gone and file.path not in moving and _changed(hashed.get(file.path), file)
+    ]
     return Findings(
         host=host,
         root=root,
@@ -167,8 +176,20 @@ def check(
         bytes=sum(file.length_bytes for file in files),
         gaps=tuple(gaps),
         runs=tuple(runs),
-        elsewhere=_elsewhere(transport, root) if look_elsewhere else (),
+        elsewhere=elsewhere,
     )
+
+
+def _alive(runs: Iterable[Run]) -> list[Gap]:
+    return [
+        Gap(path=run.run_id, why=f"it is {run.state.state}", repair=f"launch stop {run.run_id}")
+        for run in runs
+        if not run.state.state.ended and run.state.state is not State.PREPARED
+    ]
+
+
+def _changed(before: RemoteFile | None, now: RemoteFile) -> bool:
+    return before is None or not before.holds_still(now) or now.length_bytes != before.length_bytes
 
 
 def _look(trip: Trip, gaps: list[Gap], host: str) -> Listing:
@@ -255,13 +276,3 @@ def _unusable(path: Path, sha256: str, tested: dict[str, str]) -> str:
         except Unusable as error:
             tested[sha256] = f"the copy could not be used: {error}"
     return tested[sha256]
-
-
-def _elsewhere(transport: Transport, root: str) -> tuple[tuple[str, int], ...]:
-    told = transport.read(["sh", "-c", ELSEWHERE, "sh", root], check=False, timeout_s=60).stdout
-    found = {}
-    for line in told.decode("utf-8", "replace").splitlines():
-        size, _, path = line.partition("\t")
-        if size.isdecimal() and path:
-            found[path] = int(size) * 1024
-    return tuple(sorted(found.items(), key=lambda item: -item[1]))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from launch.errors import Exit, LaunchError
 from launch.inventory import Host
@@ -37,11 +39,12 @@ class Receipt:
     home: str
 
 
-def give_back(host: Host, findings: Findings, *, home: Path, now: datetime) -> Receipt:
+def give_back(host: Host, findings: Findings, *, home: Path, now: Callable[[], datetime]) -> Receipt:
     """Run the host's release_command on this machine, and append a receipt to launch.released.jsonl.
 
     Raises:
-        LaunchError: HOST_NOT_READY when there is no command, or when it failed: then the clock still runs.
+        LaunchError: HOST_NOT_READY when there is no command, when it failed, or when there is no place for the receipt:
+            then the clock still runs. INCOMPLETE when it was released and the receipt could not be written.
     """
     findings.refuse()
     if not host.release_command:
@@ -51,27 +54,59 @@ def give_back(host: Host, findings: Findings, *, home: Path, now: datetime) -> R
             remedy="press release (or destroy) in the provider's console now; everything is at home, verified",
             code=Exit.HOST_NOT_READY,
         )
-    done = subprocess.run(
-        ["sh", "-c", host.release_command],
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        env={**os.environ, "LAUNCH_HOST": host.name},
-        cwd=home,
-        check=False,
-    )
-    if done.returncode:
+    with _journal(host, home) as journal:
+        if code := _run(host.release_command, host.name, home):
+            raise LaunchError(
+                f"{host.name} was not released: the clock still runs",
+                why=f"its release_command ended with code {code}",
+                remedy="correct release_command in launch.toml, or press release in the provider's console",
+                code=Exit.HOST_NOT_READY,
+            )
+        receipt = _receipt(host, findings, now())
+        line = json.dumps(dataclasses.asdict(receipt), ensure_ascii=False)
+        try:
+            journal.write(line + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        except OSError as error:
+            raise LaunchError(
+                f"{host.name} was released, and its receipt could not be written",
+                why=f"{home / JOURNAL}: {error}",
+                remedy=f"keep this line: {line}",
+                code=Exit.INCOMPLETE,
+            ) from error
+    return receipt
+
+
+def _journal(host: Host, home: Path) -> TextIO:
+    try:
+        return open(os.open(home / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8")
+    except OSError as error:
         raise LaunchError(
             f"{host.name} was not released: the clock still runs",
-            why=f"its release_command ended with code {done.returncode}",
-            remedy="correct release_command in launch.toml, or press release in the provider's console",
+            why=f"its receipt cannot be written: {error}",
+            remedy=f"make {home / JOURNAL} a file that can be written, then the same again",
             code=Exit.HOST_NOT_READY,
-        )
-    receipt = _receipt(host, findings, now)
-    with open(os.open(home / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as journal:
-        journal.write(json.dumps(dataclasses.asdict(receipt), ensure_ascii=False) + "\n")
-        journal.flush()
-        os.fsync(journal.fileno())
-    return receipt
+        ) from error
+
+
+def _run(command: str, host: str, home: Path) -> int:
+    """The command's exit code. What it prints goes to stderr line by line, secrets left out as from all we print."""
+    process = subprocess.Popen(
+        ["sh", "-c", command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "LAUNCH_HOST": host},
+        cwd=home,
+        text=True,
+        errors="replace",
+    )
+    with process:
+        for line in process.stdout or ():
+            sys.stderr.write(line)
+            sys.stderr.flush()
+    return process.returncode
 
 
 def _receipt(host: Host, findings: Findings, now: datetime) -> Receipt:
@@ -95,5 +130,8 @@ def _receipt(host: Host, findings: Findings, now: datetime) -> Receipt:
 
 def _first_run(runs: Iterable[Run]) -> datetime | None:
     """From the run ids: they carry the host's clock, and nobody edits them."""
-    times = [datetime.strptime(run.run_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC) for run in runs]
+    times = []
+    for run in runs:
+        with contextlib.suppress(ValueError):  # a folder that somebody named has any name
+            times.append(datetime.strptime(run.run_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC))
     return min(times, default=None)

@@ -146,16 +146,21 @@ def restore(folder: Path, generation: Generation, paths: Sequence[str], to: Path
 
 
 def let_go(store: Store, keep: int) -> tuple[list[str], int]:
-    """Drop all but the newest ``keep`` generations, and the newest one that verifies whatever its age.
+    """Drop all but the newest ``keep`` generations, and of each host and run the newest one that verifies.
 
-    Returns the versions dropped and the bytes that only they needed. Call it under the store's lock.
+    Two hosts have one folder at home: a host's last copy may lie in an old generation. Returns the versions dropped
+    and the bytes that only they needed. Call it under the store's lock.
     """
     known = read(store.folder)
-    staying = known[-keep:] if keep else []
-    if not any(_verifies(store.folder, generation) for generation in reversed(staying)):
-        older = reversed(known[: len(known) - len(staying)])
-        staying = [*filter(None, [next((g for g in older if _verifies(store.folder, g)), None)]), *staying]
-    dropped = [generation for generation in known if generation not in staying]
+    newest = {generation.version for generation in (known[-keep:] if keep else [])}
+    safe: set[tuple[str, str | None]] = set()
+    for generation in reversed(known):
+        of = generation.host, generation.run_id
+        if of not in safe and _verifies(store.folder, generation):
+            safe.add(of)
+            newest.add(generation.version)
+    staying = [generation for generation in known if generation.version in newest]
+    dropped = [generation for generation in known if generation.version not in newest]
     needed: dict[str, list[Kept]] = {}
     for file in {file for generation in staying for file in generation.files}:
         needed.setdefault(file.path, []).append(file)

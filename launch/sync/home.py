@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import secrets
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,7 @@ def sync_out(
             REFUSED when another sync writes there, INCOMPLETE when the link broke.
     """
     root = host_path(transport, transport.host.root)
-    not_onto_itself(transport, root, folder)
+    not_onto_itself(transport, root, folder, dry=dry)
     store = Store(folder, stamp=now_utc, memory=Memory(folder, place(transport.host, root), fresh=fresh))
     trip = Trip(transport, inventory, root, run_id, store, voice)
     try:
@@ -121,16 +123,36 @@ def unwritable(folder: Path, error: OSError) -> LaunchError:
     )
 
 
-def not_onto_itself(transport: Transport, root: str, folder: Path) -> None:
-    """Refuse to sync this machine into what it has.
+def shares(transport: Transport, root: str, folder: Path) -> str | None:
+    """Which of out/ and runs/ here is the very folder that the host has, by a link, a network disk, or another name.
+
+    An empty file is made in each for a moment, and looked for on the host. None too where nothing can be made.
+    """
+    for top in ("out", "runs"):
+        mark = folder / top / f".tmp-{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            mark.touch(exist_ok=False)
+            try:
+                seen = transport.read(["sh", "-c", '[ -e "$1" ]', "sh", f"{root}/{top}/{mark.name}"], check=False)
+            finally:
+                mark.unlink()
+            if seen.code == 0:
+                return top
+    return None
+
+
+def not_onto_itself(transport: Transport, root: str, folder: Path, *, dry: bool) -> None:
+    """Refuse to sync a host into what it has itself.
 
     Raises:
         LaunchError: USAGE.
     """
     if transport.host.ssh is not None:
-        return
-    here, there = folder.resolve(), Path(root).resolve()
-    if here == there or any(here.is_relative_to(there / top) for top in ("out", "runs")):
+        same = not dry and shares(transport, root, folder) is not None
+    else:
+        here, there = folder.resolve(), Path(root).resolve()
+        same = here == there or any(here.is_relative_to(there / top) for top in ("out", "runs"))
+    if same:
         raise LaunchError(
             f"{folder} cannot be synced onto itself",
             why=f"it is, or lies in, what {transport.host.name} has at {root}",

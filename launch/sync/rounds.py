@@ -35,7 +35,7 @@ class Rounds:
             LaunchError: as sync_out does.
         """
         root = host_path(transport, transport.host.root)
-        not_onto_itself(transport, root, self.folder)
+        not_onto_itself(transport, root, self.folder, dry=False)
         store = Store(self.folder, stamp=now_utc, memory=Memory(self.folder, place(transport.host, root)))
         trip = Trip(transport, self._inventory, root, self.run_id, store, self._voice)
         try:

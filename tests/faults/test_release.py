@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import struct
 import zipfile
 from datetime import UTC, datetime
@@ -11,7 +12,8 @@ from datetime import UTC, datetime
 import pytest
 
 from launch.errors import Exit, LaunchError
-from launch.release import check
+from launch.release import Findings, check, give_back
+from launch.release.around import beside
 from launch.sync import sync_out
 from launch.transport import connect
 from tests.conftest import make_ssh_home
@@ -92,13 +94,14 @@ def both(far, name, data):
     direct(far, now_utc="20260102T000000Z")
 
 
-def alive(far):
+def alive(far, *, sync=True):
     """A run whose supervisor is this very process."""
     start = pathlib.Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(") ")[2].split()[19]
     boot_id = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     handle = {"kind": "venv", "pid": os.getpid(), "start_time": start, "boot_id": boot_id, "attempt": 2}
     put(far.root / "runs" / RUN / "handle.json", json.dumps(handle).encode())
-    direct(far, now_utc="20260102T000000Z")
+    if sync:
+        direct(far, now_utc="20260102T000000Z")
 
 
 def edit(path, old, new):
@@ -167,6 +170,8 @@ def test_what_a_sync_of_another_host_replaced_here_still_counts_while_it_is_kept
         sync_out(transport, far.inventory, folder=far.home, run_id=None, voice=Quiet(), now_utc="20260102T000000Z")
     assert (far.home / "out" / "rlhf_512.pth").read_bytes() == weights([7.0] * 8)
     assert gaps(far) == ()
+    assert far.launch("versions", "--keep", "1").returncode == 0
+    assert gaps(far) == (), "the last verified copy of each host stays"
     (kept,) = far.home.glob(".previous/*/out/rlhf_512.pth")
     flip(kept)
     assert {gap.path for gap in gaps(far)} == {"out/rlhf_512.pth"}
@@ -245,7 +250,30 @@ def test_a_failed_command_or_none_says_that_the_clock_still_runs(far):
     priced(far, "exit 3")
     failed = far.launch("release", "gpu8")
     assert failed.returncode == Exit.HOST_NOT_READY and "the clock still runs" in failed.stderr
-    assert not (far.home / "launch.released.jsonl").exists()
+    assert (far.home / "launch.released.jsonl").read_text() == ""
+
+
+def test_without_a_place_for_the_receipt_nothing_is_released_and_odd_runs_have_no_clock(far):
+    put(far.root / "runs" / "20261399-120000-dpo-abcd" / "spec.json", b"{}")
+    direct(far, now_utc="20260102T000000Z")
+    priced(far, "echo what the provider says; touch released")
+    (far.home / "launch.released.jsonl").mkdir()
+    refused = far.launch("release", "gpu8")
+    assert refused.returncode == Exit.HOST_NOT_READY and "the clock still runs" in refused.stderr, refused.stderr
+    assert not (far.home / "released").exists()
+    (far.home / "launch.released.jsonl").rmdir()
+    done = far.launch("release", "gpu8", "--json")
+    assert done.returncode == 0 and "what the provider says" in done.stderr, done.stderr
+    assert json.loads(done.stdout)["first_run_at"] == "2026-01-01T12:00:00Z"
+
+
+def test_a_host_that_was_released_and_a_receipt_that_could_not_be_written_are_told_apart(far):
+    findings = Findings(host="gpu8", root="/r", folder=far.home, files=0, bytes=0, gaps=(), runs=(), elsewhere=())
+    (far.home / "launch.released.jsonl").symlink_to("/dev/full")
+    host = dataclasses.replace(far.host, release_command="true")
+    with pytest.raises(LaunchError, match="was released, and its receipt could not be written") as caught:
+        give_back(host, findings, home=far.home, now=lambda: datetime.now(UTC))
+    assert caught.value.code == Exit.INCOMPLETE and '"host": "gpu8"' in caught.value.remedy
 
 
 def test_an_unreachable_host_is_not_released(far):
@@ -258,14 +286,70 @@ def test_an_unreachable_host_is_not_released(far):
 
 def test_what_lies_outside_the_root_is_listed_with_its_size(far):
     put(far.root.parent / "dataset of mine" / "big.bin", bytes(3_000_000))
+    put(far.root / "dataset" / "mine.jsonl")
+    put(far.root / "env" / "x" / "y")
     with connect(far.host, far.inventory) as transport:
         found = dict(check(transport, far.inventory, folder=far.home, voice=Quiet()).elsewhere)
     assert found[str(far.root.parent / "dataset of mine")] >= 3_000_000
-    assert not [path for path in found if path.startswith(str(far.root))]
+    below = [path for path in found if path.startswith(str(far.root))]
+    assert below == [f"{far.root}/dataset"], "out/ and runs/ are compared, env/ can be made again"
+
+
+def test_what_cannot_be_measured_in_time_is_listed_without_a_size(tmp_path):
+    tools = tmp_path / "bin"
+    put(tools / "du", b"#!/bin/sh\nexec sleep 60\n").chmod(0o755)
+    put(tools / "timeout", b'#!/bin/sh\nshift\nexec /usr/bin/timeout 1 "$@"\n').chmod(0o755)
+    server = sshd_parts.start(tmp_path / "server", options=f'SetEnv HOME={tmp_path}/user "PATH={tools}:/usr/bin:/bin"')
+    try:
+        home = make_ssh_home(tmp_path, server)
+        put(tmp_path / "user" / "slow" / "x.pth")
+        with connect(home.host, home.inventory) as transport:
+            assert (f"{tmp_path}/user/slow", None) in beside(transport, str(home.root))
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", ["best/my_best_512.pth", "out/.tmp-best_512.pth", "out/.tmp-x/x_512.safetensors"])
+def test_weights_that_nothing_brings_home_keep_the_host(far, name):
+    put(far.root / "env" / "x" / "lib" / "site-packages" / "a.pth")
+    put(far.root / "tools" / "site-packages" / "b.pth")
+    assert gaps(far) == ()
+    put(far.root / name, weights(range(8)))
+    (gap,) = gaps(far)
+    assert gap.path == name and gap.why and gap.repair
+
+
+def test_what_begins_and_what_comes_while_it_is_compared_keeps_the_host(far, monkeypatch):
+    from launch.sync.trip import Trip
+
+    settled = Trip.settled
+
+    def meanwhile(self, wanted):
+        found = settled(self, wanted)
+        make_run(far.root, "20260301-120000-dpo-0001", "late.pth", weights(range(8)))
+        alive(far, sync=False)
+        return found
+
+    monkeypatch.setattr(Trip, "settled", meanwhile)
+    found = {gap.path: gap.why for gap in gaps(far)}
+    assert "it is" in found[RUN] and "while it was compared" in found["out/late.pth"]
+    assert found.keys() >= {"20260301-120000-dpo-0001"} or "runs/20260301-120000-dpo-0001/export/late.pth" in found
+
+
+def test_a_copy_that_is_the_original_is_no_copy(far, tmp_path):
+    for top in ("out", "runs"):
+        shutil.rmtree(far.home / top)
+        (far.home / top).symlink_to(far.root / top)
+    (gap, *_) = gaps(far)
+    assert gap.path == "out" and "the same files" in gap.why
+    with pytest.raises(LaunchError, match="onto itself") as caught:
+        direct(far, now_utc="20260103T000000Z")
+    assert caught.value.code == Exit.USAGE
+    assert not list(far.root.rglob(".tmp-*"))
 
 
 def test_refusing_is_an_error_with_every_part():
-    from launch.release import Findings, Gap
+    from launch.release import Gap
 
     many = tuple(Gap(path=f"out/{n}", why="gone", repair="launch sync-out") for n in range(30))
     found = Findings(host="h", root="/r", folder=pathlib.Path(), files=0, bytes=0, gaps=many, runs=(), elsewhere=())
