@@ -31,7 +31,7 @@ import container  # noqa: E402
 import layers  # noqa: E402
 import sbom  # noqa: E402
 from engine import NOT_READY, ROOT, CannotBuild, choose_client, inspect  # noqa: E402
-from recipe import CODE_LABEL, Recipe  # noqa: E402
+from recipe import CODE_LABEL, MAKE_ROOM, Recipe  # noqa: E402
 
 from minimind.durable import is_disk_full, publish  # noqa: E402
 
@@ -114,8 +114,8 @@ def not_written(error: OSError) -> CannotBuild:
     if is_disk_full(error):
         return CannotBuild(
             "there is no room left for the image's layers",
-            why=f"{error.strerror}; {shutil.disk_usage(ROOT / 'build').free / 1e9:.1f} GB are free in build/",
-            remedy="make room: twice the image's unpacked size beside its wheels, three times for image-check",
+            why=f"{error.strerror}; build/ had {shutil.disk_usage(ROOT / 'build').free / 1e9:.1f} GB for them",
+            remedy=MAKE_ROOM,
         )
     where = f" {error.filename}" if error.filename else ""
     name = errno.errorcode.get(error.errno or 0, type(error).__name__)

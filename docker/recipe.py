@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ OLDEST_DRIVER = {"13": "580.65.06", "12": "525.60.13"}
 """Major version of CUDA -> NVIDIA's oldest Linux driver for all its minor versions (release notes of the toolkit)."""
 DEPENDENCIES_LABEL, CODE_LABEL = "org.minimind.dependencies", "org.minimind.inputs"
 REVISION_LABEL = "org.opencontainers.image.revision"
+MAKE_ROOM = "make room: twice the unpacked image beside its wheels, three times for image-check; run the same again"
 INSTALLER = Path(__file__).resolve().parent / "install.sh"
 
 
@@ -75,6 +77,22 @@ def created(environ: Mapping[str, str]) -> str:
             code=USAGE,
         ) from error
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def look_for_room(wheels: Sequence[Path], folder: Path) -> None:
+    """Refuse at once what would fill the disk after minutes of installing.
+
+    Raises:
+        CannotBuild: when the unpacked wheels do not fit twice: as they are taken out, and as a layer.
+    """
+    needed_bytes = 2 * sum(file.file_size for wheel in wheels for file in zipfile.ZipFile(wheel).infolist())
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise CannotBuild(
+            "there is no room for the image's layers",
+            why=f"they need more than {needed_bytes / 1e9:.1f} GB in build/, and {free_bytes / 1e9:.1f} GB are free",
+            remedy=MAKE_ROOM,
+        )
 
 
 def versions(lock: Path) -> dict[str, str]:
@@ -155,7 +173,7 @@ class Recipe:
         if label == DEPENDENCIES_LABEL:
             what, wheels = "dependencies", self.folder / "wheelhouse"
             paths += ["/etc/group", "/etc/passwd", "/home/minimind"]
-            self.wheels()
+            look_for_room(self.wheels()[:-1], folder)
         target = folder / f"{what}.tar"
         try:
             return container.installed(

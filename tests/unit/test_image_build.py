@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -59,6 +61,17 @@ def test_a_full_disk_is_said_at_once_and_nothing_is_left_behind(played, monkeypa
     assert told.startswith("there is no room left for the image's layers\n  why: ") and "\n  remedy: make room" in told
     assert "Traceback" not in told
     assert played.calls("create") and played.calls("rm") == [["rm", "--force", "--volumes", "c1"]]
+
+
+def test_a_disk_that_cannot_hold_the_layers_is_refused_before_anything_is_installed(played, monkeypatch, capsys):
+    with zipfile.ZipFile(played.image / "wheelhouse" / "large-1-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("large", bytes(3000))
+    monkeypatch.setattr(recipe.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9000, 3001, 5999))
+    assert main(monkeypatch) == 5
+    assert capsys.readouterr().err.startswith("there is no room for the image's layers\n  why: they need more than")
+    assert not played.calls("create")
+    monkeypatch.setattr(recipe.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9000, 3000, 6000))
+    assert main(monkeypatch) == 0
 
 
 def test_copies_are_taken_one_after_the_other(played, monkeypatch):
