@@ -80,6 +80,24 @@ def test_a_layer_made_on_an_odd_base_is_the_one_made_on_the_usual(made, training
     assert layer.diff_id == told["RootFS"]["Layers"][-1]
 
 
+def test_an_image_of_ones_own_as_the_guide_makes_it_trains_with_the_same_code(training_image, tmp_path):
+    guide = (recipe.ROOT / "docs" / "guides" / "images.md").read_text()
+    text = guide.partition("```dockerfile\n")[2].partition("```")[0]
+    (tmp_path / "Dockerfile").write_text(text.replace("minimind-launch:cpu", training_image))
+    (tmp_path / "certificates.crt").write_text("none")
+    name = f"{own('mmmine')}:1"
+    try:
+        docker("build", "--tag", name, str(tmp_path))
+        made, ours = (json.loads(docker("image", "inspect", image).stdout)[0] for image in (name, training_image))
+        same = ("User", "Entrypoint", "Labels", "Env")
+        assert [made["Config"][key] for key in same] == [ours["Config"][key] for key in same]
+        assert (
+            "pretrain" in docker("run", "--rm", "--network", "none", name, "python", "-m", "minimind", "--help").stdout
+        )
+    finally:
+        docker("rmi", "--force", name, check=False)
+
+
 def test_a_base_without_dpkg_lists_nothing_and_one_that_does_not_start_is_an_error(client, base):
     name = f"{own('mmbare')}:1"
     made = docker("create", "--entrypoint", "sh", base, "-c", "rm /usr/bin/dpkg-query").stdout.strip()
