@@ -44,6 +44,7 @@ def collect_wheels(client: str, base: str, lock: Path, wheelhouse: Path) -> None
 def build_wheel(dist: Path) -> Path:
     """Our own wheel, alone in its folder; the same bytes for the same files."""
     shutil.rmtree(dist, ignore_errors=True)
+    dist.mkdir()
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-I", "-m", "pip", "wheel", *options, "--wheel-dir", str(dist), str(ROOT)]
     run(command, SOURCE_DATE_EPOCH=str(layers.MTIME_S))
@@ -126,10 +127,10 @@ class Recipe:
     created: str
 
     @classmethod
-    def of(cls, client: str, flavour: str, wanted_base: str | None) -> Recipe:
-        """Look at the tree and at the engine; makes our own wheel."""
+    def of(cls, client: str, flavour: str, wanted_base: str | None, *, folder: Path | None = None) -> Recipe:
+        """Look at the tree and at the engine; makes our own wheel, in a folder that nobody else may use."""
         now = created(os.environ)
-        folder = ROOT / "build" / "image" / flavour
+        folder = folder or ROOT / "build" / "image" / flavour
         folder.mkdir(parents=True, exist_ok=True)
         name = bases.choose_base(client, wanted_base)
         base = bases.describe_base(client, name)

@@ -22,4 +22,4 @@ __all__ = ["archive", "bases", "build", "compare", "container", "engine", "layer
 def make_code_layer(folder: pathlib.Path) -> layers.Layer:
     """The layer of our own code, made anew."""
     folder.mkdir()
-    return recipe.Recipe.of(engine.choose_client(), "cpu", None).make(recipe.CODE_LABEL, folder)
+    return recipe.Recipe.of(engine.choose_client(), "cpu", None, folder=folder).make(recipe.CODE_LABEL, folder)

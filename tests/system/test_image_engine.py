@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import time
 
@@ -53,9 +54,9 @@ def odd_base(client, base):
 @pytest.fixture
 def made(client, odd_base, tmp_path, training_image):
     """What is made on the odd base, apart from the image that others use; the layer of the wheels is known."""
-    usual = recipe.Recipe.of(client, "cpu", odd_base)
-    (tmp_path / "wheelhouse").symlink_to(usual.folder / "wheelhouse")
-    mine = dataclasses.replace(usual, tag=f"{own('mmodd')}:image", folder=tmp_path)
+    (tmp_path / "wheelhouse").symlink_to(recipe.ROOT / "build" / "image" / "cpu" / "wheelhouse")
+    usual = recipe.Recipe.of(client, "cpu", odd_base, folder=tmp_path)
+    mine = dataclasses.replace(usual, tag=f"{own('mmodd')}:image")
     yield mine
     docker("rmi", "--force", mine.tag)
 
@@ -111,6 +112,14 @@ def test_a_base_without_dpkg_lists_nothing_and_one_that_does_not_start_is_an_err
         docker("rmi", "--force", name, check=False)
     with pytest.raises(engine.CannotBuild, match="does not tell its packages"):
         container.packages(client, f"{own('mmnone')}:1")
+
+
+def test_the_engine_says_nothing_of_a_registry_that_does_not_answer_and_is_not_waited_for(client):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun_s = time.monotonic()
+        name = f"127.0.0.1:{silent.getsockname()[1]}/python@sha256:{'0' * 64}"
+        assert bases.pull(client, name, answer_timeout_s=2) == "no registry answered within 2 s"
+    assert time.monotonic() - begun_s < 10
 
 
 @pytest.mark.timeout(120)
