@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import json
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from engine import words
 from layers import MTIME_S, Layer
 
 ENVIRONMENT = {
@@ -31,18 +34,24 @@ HEALTHCHECK = {
     "Retries": 3,
 }
 """Times in nanoseconds. The supervisor's heartbeat is what is looked at."""
+SETTINGS = ("User", "Env", "Entrypoint", "Cmd", "OnBuild", "WorkingDir", "Labels", "Healthcheck")
+"""What a container of an image takes from it; two of these are never there."""
+
+
+class Refused(Exception):
+    """An engine did not take or give an image; the text is its own words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """What a base gives to an image: its layers and what they run on. ``digest`` is the registry's, if any."""
+    """What a base gives to an image: its layers and what they run on; ``digest`` says which one it is."""
 
     name: str
     diff_ids: tuple[str, ...]
     architecture: str
     os: str
     variant: str
-    digest: str | None
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +123,7 @@ def is_it(told: Mapping[str, Any] | None, config: bytes) -> bool:
     if told is None:
         return False
     wanted = json.loads(config)
-    same = ("User", "Env", "Entrypoint", "WorkingDir", "Labels", "Healthcheck")
-    settings = all(told["Config"].get(key) == wanted["config"].get(key) for key in same)
+    settings = all((told["Config"].get(key) or None) == wanted["config"].get(key) for key in SETTINGS)
     return told["Id"] == image_id(config) or (
         any(name.endswith(f"@{told['Id']}") for name in told.get("RepoDigests") or ())
         and told["RootFS"]["Layers"] == wanted["rootfs"]["diff_ids"]
@@ -123,16 +131,22 @@ def is_it(told: Mapping[str, Any] | None, config: bytes) -> bool:
     )
 
 
-def load(client: str, config: bytes, tag: str, layers: Mapping[str, Layer]) -> bool:
-    """Load an image; layers that are not given are those that the engine has. False when the engine refuses."""
+def load(client: str, config: bytes, tag: str, layers: Mapping[str, Layer]) -> None:
+    """Load an image; layers that are not given are those that the engine has.
+
+    Raises:
+        Refused: when the engine does not take it.
+    """
     command = [client, "load", "--quiet"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        try:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        with contextlib.suppress(BrokenPipeError):
             write(process.stdin, config, tag, layers)
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        except BrokenPipeError:
-            pass
-        return process.wait() == 0
+        told = process.stderr.read()
+        if process.wait():
+            raise Refused(words(told, process.returncode))
 
 
 def write(file: IO[bytes], config: bytes, tag: str, layers: Mapping[str, Layer]) -> None:
@@ -155,22 +169,43 @@ def _header(name: str, length_bytes: int) -> tarfile.TarInfo:
 
 
 def saved_layers(client: str, reference: str, folder: Path) -> dict[str, Layer]:
-    """Every layer of an image that the engine has, as files; for engines that load nothing but whole archives."""
+    """Every layer of an image that the engine has, as files; for engines that load nothing but whole archives.
+
+    Raises:
+        Refused: when the engine does not give it out.
+    """
+    with subprocess.Popen([client, "save", reference], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            found, broken = _layers_of(process.stdout, folder), ""
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            found, broken = {}, f"what it saved is no archive: {error}"
+        except BaseException:
+            process.kill()
+            raise
+        while process.stdout.read(1 << 20):
+            pass
+        told = process.stderr.read()
+        if process.wait():
+            raise Refused(words(told, process.returncode))
+        if broken:
+            raise Refused(broken)
+    return found
+
+
+def _layers_of(stream: IO[bytes], folder: Path) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
-    with subprocess.Popen([client, "save", reference], stdout=subprocess.PIPE) as process:
-        stream = process.stdout
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            for number, member in enumerate(tar):
-                data = tar.extractfile(member) if member.isreg() else None
-                if data is None or member.name.endswith(".json"):
-                    continue
-                path, digest = folder / f"saved-{number}.tar", hashlib.sha256()
-                packed = data.peek(2).startswith(b"\x1f\x8b")  # some stores keep layers as a registry gave them
-                plain = gzip.GzipFile(fileobj=data) if packed else data
-                with open(path, "wb") as file:
-                    while block := plain.read(1 << 20):
-                        digest.update(block)
-                        file.write(block)
-                diff_id = f"sha256:{digest.hexdigest()}"
-                found[diff_id] = Layer(path=path, diff_id=diff_id, bytes=path.stat().st_size)
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for number, member in enumerate(tar):
+            data = tar.extractfile(member) if member.isreg() else None
+            if data is None or member.name.endswith(".json"):
+                continue
+            path, digest = folder / f"saved-{number}.tar", hashlib.sha256()
+            packed = data.peek(2).startswith(b"\x1f\x8b")  # some stores keep layers as a registry gave them
+            plain = gzip.GzipFile(fileobj=data) if packed else data
+            with open(path, "wb") as file:
+                while block := plain.read(1 << 20):
+                    digest.update(block)
+                    file.write(block)
+            diff_id = f"sha256:{digest.hexdigest()}"
+            found[diff_id] = Layer(path=path, diff_id=diff_id, bytes=path.stat().st_size)
     return found

@@ -11,18 +11,14 @@ on Linux, else in a container of the base image. pip checks every hash again whe
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
-import hashlib
 import os
-import platform
-import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -30,178 +26,39 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import archive  # noqa: E402 (a script: it finds its repository first)
 import bases  # noqa: E402
+import compare  # noqa: E402
+import container  # noqa: E402
 import layers  # noqa: E402
 import sbom  # noqa: E402
-from engine import ROOT, CannotBuild, choose_client, inspect, run, said  # noqa: E402
+from engine import NOT_READY, ROOT, CannotBuild, choose_client, inspect  # noqa: E402
+from recipe import CODE_LABEL, MAKE_ROOM, Recipe  # noqa: E402
 
-from minimind.durable import publish, sha256_file, tree_hash  # noqa: E402
+from minimind.durable import is_disk_full, publish  # noqa: E402
 
-NOT_IDENTICAL = 8
-OLDEST_DRIVER = {"13": "580.65.06", "12": "525.60.13"}
-"""Major version of CUDA -> NVIDIA's oldest Linux driver for all its minor versions (release notes of the toolkit)."""
-DEPENDENCIES_LABEL, CODE_LABEL = "org.minimind.dependencies", "org.minimind.inputs"
-INSTALLER = HERE / "install.sh"
-
-
-def collect_wheels(client: str, base: str, lock: Path, wheelhouse: Path) -> None:
-    """Fill the wheelhouse for Python 3.11 on Linux."""
-    script, there = "envs/install.py", wheelhouse.relative_to(ROOT)
-    arguments = [script, "--download", str(there), "--lock", str(lock.relative_to(ROOT))]
-    if platform.system() == "Linux" and sys.version_info[:2] == (3, 11):
-        return run([sys.executable, *arguments])
-    as_me = ["--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp", "--workdir", "/repository"]
-    mounted = ["--volume", f"{ROOT}/envs:/repository/envs:ro", "--volume", f"{ROOT}/build:/repository/build"]
-    return run([client, "run", "--rm", *as_me, *mounted, base, "python3", *arguments])
-
-
-def build_wheel(dist: Path) -> Path:
-    """Our own wheel, alone in its folder; the same bytes for the same files."""
-    shutil.rmtree(dist, ignore_errors=True)
-    options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-I", "-m", "pip", "wheel", *options, "--wheel-dir", str(dist), str(ROOT)]
-    run(command, SOURCE_DATE_EPOCH=str(layers.MTIME_S))
-    return next(dist.glob("*.whl"))
-
-
-def revision() -> str:
-    """The commit, with ``-dirty`` when the tree differs from it."""
-    commit = said(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
-    changed = said(["git", "-C", str(ROOT), "status", "--porcelain"])
-    return f"{commit}{'-dirty' if changed else ''}" if commit else "unknown"
-
-
-def created(environ: Mapping[str, str]) -> str:
-    """SOURCE_DATE_EPOCH, else the commit's time, as an image's configuration writes it."""
-    told = environ.get("SOURCE_DATE_EPOCH") or said(["git", "-C", str(ROOT), "log", "-1", "--format=%ct"])
-    return datetime.fromtimestamp(int(told or layers.MTIME_S), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def versions(lock: Path) -> dict[str, str]:
-    """Labels that say which torch a lock has, and for CUDA what the host's driver must be."""
-    text = lock.read_text()
-    torch = re.search(r"^torch==(\S+)", text, re.MULTILINE)
-    runtime = re.search(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.(\d+)", text, re.MULTILINE)
-    if torch is None:
-        raise CannotBuild(f"{lock.name} names no torch", why="it is cut or edited", remedy="regenerate it: `make lock`")
-    if runtime is None:
-        return {"org.minimind.torch": f"{torch[1]}+cpu", "org.minimind.cuda": "none"}
-    return {
-        "org.minimind.torch": torch[1],
-        "org.minimind.cuda": f"{runtime[1]}.{runtime[2]}",
-        "org.minimind.driver": OLDEST_DRIVER.get(runtime[1], "unknown"),
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides the image."""
-
-    client: str
-    flavour: str
-    base_name: str
-    base: archive.Base
-    lock: Path
-    wheel: Path
-    folder: Path
-
-    @classmethod
-    def of(cls, client: str, flavour: str, wanted_base: str | None) -> Recipe:
-        """Look at the tree and at the engine; makes our own wheel."""
-        folder = ROOT / "build" / "image" / flavour
-        folder.mkdir(parents=True, exist_ok=True)
-        name = bases.choose_base(client, wanted_base)
-        return cls(
-            client=client,
-            flavour=flavour,
-            base_name=name,
-            base=bases.describe_base(client, name),
-            lock=ROOT / "envs" / f"{flavour}.lock",
-            wheel=build_wheel(folder / "dist"),
-            folder=folder,
-        )
-
-    @property
-    def tag(self) -> str:
-        """The image's name."""
-        return f"minimind-launch:{self.flavour}"
-
-    @property
-    def keys(self) -> dict[str, str]:
-        """Label -> hash of what decides that layer, so that a layer made once is found again."""
-        always = [*self.base.diff_ids, sha256_file(INSTALLER), sha256_file(Path(layers.__file__))]
-        own = {DEPENDENCIES_LABEL: sha256_file(self.lock), CODE_LABEL: sha256_file(self.wheel)}
-        return {k: hashlib.sha256("\n".join([*always, v]).encode()).hexdigest() for k, v in own.items()}
-
-    def known(self) -> dict[str, str]:
-        """Label -> the layer that an image on the engine has for it."""
-        found = {}
-        for place, (label, key) in enumerate(self.keys.items(), len(self.base.diff_ids)):
-            listed = said([self.client, "image", "ls", "--quiet", "--no-trunc", "--filter", f"label={label}={key}"])
-            for reference in (listed or "").split()[:1]:
-                found[label] = (inspect(self.client, reference) or {})["RootFS"]["Layers"][place]
-        return found if DEPENDENCIES_LABEL in found else {}
-
-    def make(self, label: str, folder: Path) -> layers.Layer:
-        """Install into a container of the base and write the layer."""
-        what, wheels, paths = "code", self.wheel.parent, ["/opt/minimind"]
-        if label == DEPENDENCIES_LABEL:
-            what, wheels = "dependencies", self.folder / "wheelhouse"
-            paths += ["/etc/group", "/etc/passwd", "/home/minimind"]
-            collect_wheels(self.client, self.base_name, self.lock, wheels)
-        target = folder / f"{what}.tar"
-        try:
-            return layers.installed(
-                self.client, self.base_name, what, wheels=wheels, paths=paths, script=INSTALLER, target=target
-            )
-        except subprocess.CalledProcessError as error:
-            raise CannotBuild(
-                f"the layer of the {what} could not be made",
-                why=f"`{' '.join(map(str, error.cmd[:2]))} ...` ended with code {error.returncode}, see above",
-                remedy="mend what it says and run the same again",
-            ) from error
-
-    def config(self, diff_ids: Mapping[str, str]) -> bytes:
-        """The image's configuration, given its two layers."""
-        labels = {
-            **self.keys,
-            **versions(self.lock),
-            "org.minimind.code": tree_hash(ROOT / "minimind"),
-            "org.minimind.lock": sha256_file(self.lock),
-            "org.opencontainers.image.title": "minimind-launch",
-            "org.opencontainers.image.licenses": "Apache-2.0",
-            "org.opencontainers.image.revision": revision(),
-            "org.opencontainers.image.created": (now := created(os.environ)),
-            "org.opencontainers.image.base.name": self.base.name,
-            **({"org.opencontainers.image.base.digest": self.base.digest} if self.base.digest else {}),
-        }
-        told = {
-            DEPENDENCIES_LABEL: f"docker/install.sh dependencies # {self.lock.name}",
-            CODE_LABEL: "docker/install.sh code",
-        }
-        steps = [archive.Step(diff_id=diff_ids[label], told=told[label]) for label in self.keys]
-        return archive.configuration(self.base, steps, labels, created=now)
+INTERRUPTED = 130
 
 
 def build_image(recipe: Recipe) -> None:
-    """Make ``minimind-launch:<flavour>`` of what the engine lacks."""
-    known = recipe.known()
+    """Make ``minimind-launch:<flavour>`` of what the engine lacks, and the list of what is in it."""
+    known, described = recipe.known(), recipe.folder / sbom.FILE
     with tempfile.TemporaryDirectory(dir=recipe.folder, prefix="layers-") as folder:
         made = {label: recipe.make(label, Path(folder)) for label in recipe.keys if label not in known}
         config = recipe.config(known | {label: layer.diff_id for label, layer in made.items()})
-        wanted = archive.image_id(config)
-        if archive.is_it(inspect(recipe.client, recipe.tag), config):
+        ready = archive.is_it(inspect(recipe.client, recipe.tag), config)
+        if ready and sbom.describes(described, archive.image_id(config)):
             print(f"{recipe.tag} is up to date")
-        else:
-            load(recipe, config, {layer.diff_id: layer for layer in made.values()}, Path(folder))
-            if not archive.is_it(inspect(recipe.client, recipe.tag), config):
-                raise CannotBuild(
-                    f"the engine has another image as {recipe.tag} than it was given",
-                    why="its layers or labels differ from what was loaded",
-                    remedy=f"{recipe.client} rmi {recipe.tag}, then run the same again",
-                )
-            keep(recipe.folder / "parts", config, made.get(CODE_LABEL))
-            print(f"{recipe.tag} is ready: {wanted}")
-    describe(recipe, config)
+            return
+        with sbom.replaced(described, bill(recipe, config), lambda: tagged(recipe)):
+            if not ready:
+                load(recipe, config, {layer.diff_id: layer for layer in made.values()}, Path(folder))
+                keep(recipe.folder / "parts", config, made.get(CODE_LABEL))
+    print(f"{recipe.tag} is ready: {archive.image_id(config)}")
+    print(f"what is in it: {os.path.relpath(described, ROOT)}")
+
+
+def tagged(recipe: Recipe) -> str | None:
+    """The id of the image that carries the tag."""
+    return (inspect(recipe.client, recipe.tag) or {}).get("Id")
 
 
 def keep(parts: Path, config: bytes, code: layers.Layer | None) -> None:
@@ -217,16 +74,12 @@ def keep(parts: Path, config: bytes, code: layers.Layer | None) -> None:
         shutil.move(code.path, parts / f"{code.diff_id.removeprefix('sha256:')}.tar")
 
 
-def describe(recipe: Recipe, config: bytes) -> None:
-    """Write what is in the image beside it, unless that is there."""
-    written = recipe.folder / sbom.FILE
-    if written.exists() and archive.image_id(config) in written.read_text():
-        return
-    collect_wheels(recipe.client, recipe.base_name, recipe.lock, recipe.folder / "wheelhouse")
-    wheels = [*sorted((recipe.folder / "wheelhouse").glob("*.whl")), recipe.wheel]
-    packages = said([recipe.client, "run", "--rm", "--network", "none", recipe.base_name, *sbom.LIST_PACKAGES])
-    sbom.write(written, tag=recipe.tag, config=config, wheels=wheels, packages=packages or "")
-    print(f"what is in it: {written.relative_to(ROOT)}")
+def bill(recipe: Recipe, config: bytes) -> bytes:
+    """What is in the image."""
+    packages = container.packages(recipe.client, recipe.base_name)
+    if not packages:
+        print(f"{recipe.base_name} has no dpkg: {sbom.FILE} has the wheels only, not the base's packages", flush=True)
+    return sbom.document(tag=recipe.tag, config=config, wheels=recipe.wheels(), packages=packages)
 
 
 def load(recipe: Recipe, config: bytes, made: Mapping[str, layers.Layer], folder: Path) -> None:
@@ -235,35 +88,42 @@ def load(recipe: Recipe, config: bytes, made: Mapping[str, layers.Layer], folder
     Raises:
         CannotBuild: when it does not take even a whole archive.
     """
-    if archive.load(recipe.client, config, recipe.tag, made):
-        return
-    print("the engine wants every layer", flush=True)
-    whole = archive.saved_layers(recipe.client, recipe.base_name, folder)
-    if not archive.load(recipe.client, config, recipe.tag, {**whole, **made}):
+    try:
+        try:
+            archive.load(recipe.client, config, recipe.tag, made)
+        except archive.Refused as error:
+            print(f"the engine wants every layer: {error}", flush=True)
+            whole = archive.saved_layers(recipe.client, recipe.base_name, folder)
+            archive.load(recipe.client, config, recipe.tag, {**whole, **made})
+    except archive.Refused as error:
         raise CannotBuild(
             "the engine did not load the image",
-            why="what it says stands above",
+            why=str(error),
             remedy="mend that (a full disk?) and run the same again",
+        ) from error
+    if not archive.is_it(inspect(recipe.client, recipe.tag), config):
+        raise CannotBuild(
+            f"the engine has another image as {recipe.tag} than it was given",
+            why="its layers or labels differ from what was loaded",
+            remedy=f"{recipe.client} rmi {recipe.tag}, then run the same again",
         )
 
 
-def check(recipe: Recipe) -> int:
-    """Make both layers twice from nothing and compare them file by file; returns the exit code."""
-    with tempfile.TemporaryDirectory(dir=recipe.folder, prefix="check-") as name:
-        folders = [Path(name, number) for number in ("1", "2")]
-        rounds = []
-        for folder in folders:
-            folder.mkdir()
-            rounds.append({label: recipe.make(label, folder) for label in recipe.keys})
-            ids = {label: layer.diff_id for label, layer in rounds[-1].items()}
-            print(f"build {folder.name}: {archive.image_id(recipe.config(ids))}", *ids.values(), sep="\n  ", flush=True)
-        unlike = [label for label in recipe.keys if rounds[0][label].diff_id != rounds[1][label].diff_id]
-        for label in unlike:
-            one, two = (made[label].path for made in rounds)
-            with open(one, "rb") as first, open(two, "rb") as second:
-                print(*layers.differences(layers.contents(first), layers.contents(second)), sep="\n")
-    print("NOT identical: the files that differ are listed above" if unlike else "identical, bit for bit")
-    return NOT_IDENTICAL if unlike else 0
+def not_written(error: OSError) -> CannotBuild:
+    """What a full disk or a folder that is not ours comes to."""
+    if is_disk_full(error):
+        return CannotBuild(
+            "there is no room left for the image's layers",
+            why=f"{error.strerror}; build/ had {shutil.disk_usage(ROOT / 'build').free / 1e9:.1f} GB for them",
+            remedy=MAKE_ROOM,
+        )
+    where = f" {error.filename}" if error.filename else ""
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return CannotBuild(
+        f"the build could not go on{where and f' at{where}'}",
+        why=f"{error.strerror or error} ({name})",
+        remedy="check the disk and its permissions, and run the same again",
+    )
 
 
 def main() -> int:
@@ -275,22 +135,34 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="make it twice from nothing and compare, file by file")
     options = parser.parse_args()
-    (ROOT / "build").mkdir(exist_ok=True)
     try:
-        client = choose_client()
-        with (ROOT / "build" / "image.lock").open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            if options.what == "base":
-                bases.build_base(client)
-            elif options.check:
-                return check(Recipe.of(client, options.what, options.base))
-            else:
-                build_image(Recipe.of(client, options.what, options.base))
+        return run(options)
     except CannotBuild as error:
         sys.stderr.write(f"{error}\n")
-        return 5
+        return error.code
+    except OSError as error:
+        sys.stderr.write(f"{not_written(error)}\n")
+        return NOT_READY
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; nothing half-made was left\n")
+        return INTERRUPTED
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the command line says, one at a time in a repository."""
+    client = choose_client()
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / "image.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if options.what == "base":
+            bases.build_base(client)
+        elif options.check:
+            return compare.check(Recipe.of(client, options.what, options.base))
+        else:
+            build_image(Recipe.of(client, options.what, options.base))
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -10,13 +10,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE_TIMEOUT_S = 20.0
+NOT_READY, USAGE = 5, 2
 
 
 class CannotBuild(Exception):
-    """Something that this machine lacks: one paragraph, exit 5."""
+    """Something that this machine lacks: one paragraph, exit 5; or something wrong that was asked for, exit 2."""
 
-    def __init__(self, what: str, *, why: str, remedy: str) -> None:
+    def __init__(self, what: str, *, why: str, remedy: str, code: int = NOT_READY) -> None:
         super().__init__(f"{what}\n  why: {why}\n  remedy: {remedy}")
+        self.code = code
 
 
 def clients(environ: Mapping[str, str]) -> Iterator[str]:
@@ -35,6 +37,12 @@ def said(command: Sequence[str], *, timeout_s: float = ENGINE_TIMEOUT_S) -> str 
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def words(stderr: bytes, code: int) -> str:
+    """Why a client failed, in its own words."""
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    return "; ".join(lines[-6:]) or f"it said nothing and ended with code {code}"
 
 
 def choose_client() -> str:

@@ -2,6 +2,8 @@
 # Runs as root in a container of the base, without a network: `dependencies` or `code` from /wheels into /opt/minimind.
 # docker/build.py takes the result out; pip and all else in the container go away with it.
 set -eu
+# No variable of the base but its PATH: a PIP_TARGET or PYTHONHOME there would decide what comes out.
+[ "${bare:-}" ] || exec env -i bare=1 "PATH=$PATH" sh "$0" "$@"
 umask 022
 export LC_ALL=C.UTF-8 PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 venv=/opt/minimind

@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -64,7 +63,8 @@ def write(path: Path, trees: Iterable[tuple[str, IO[bytes]]]) -> Layer:
 
     Args:
         path: where the layer goes.
-        trees: an absolute folder and a tar stream with names relative to it, as ``docker cp SOURCE -`` prints it.
+        trees: an absolute folder and a tar stream with names relative to it, as ``docker cp SOURCE -`` prints it. Each
+            stream is read to its end before the next is asked for.
     """
     with contextlib.ExitStack() as stack:
         found: dict[str, tuple[tarfile.TarFile | None, tarfile.TarInfo]] = {}
@@ -90,35 +90,6 @@ def write(path: Path, trees: Iterable[tuple[str, IO[bytes]]]) -> Layer:
                 data = origin.extractfile(member) if origin and member.isreg() else None
                 target.addfile(normalised(member, name), data)
     return Layer(path=path, diff_id=f"sha256:{hashing.hexdigest()}", bytes=hashing.bytes)
-
-
-def installed(
-    client: str, base: str, what: str, *, wheels: Path, paths: Sequence[str], script: Path, target: Path
-) -> Layer:
-    """Run the install script in a container of the base and take the paths out of it as a layer.
-
-    Raises:
-        subprocess.CalledProcessError: when a step fails; its output went to the terminal.
-    """
-    options = ["--network", "none", "--user", "0:0", "--entrypoint", "sh"]
-    mounted = ["--volume", f"{wheels}:/wheels:ro", "--volume", f"{script}:/install.sh:ro"]
-    command = [client, "create", *options, *mounted, base, "/install.sh", what]
-    container = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    try:
-        subprocess.run([client, "start", "--attach", container], check=True)
-        with contextlib.ExitStack() as stack:
-            copies = [stack.enter_context(_copied(client, container, path)) for path in paths]
-            return write(target, zip((str(PurePosixPath(path).parent) for path in paths), copies, strict=True))
-    finally:
-        subprocess.run([client, "rm", "--force", container], check=False, stdout=subprocess.DEVNULL)
-
-
-@contextlib.contextmanager
-def _copied(client: str, container: str, path: str) -> Iterator[IO[bytes]]:
-    with subprocess.Popen([client, "cp", f"{container}:{path}", "-"], stdout=subprocess.PIPE) as process:
-        yield process.stdout
-        if process.wait():
-            raise subprocess.CalledProcessError(process.returncode, process.args)
 
 
 def contents(layer: IO[bytes]) -> dict[str, tuple[object, ...]]:

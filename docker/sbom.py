@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import archive
 from minimind.durable import publish, sha256_file
 
 FILE = "sbom.cdx.json"
-LIST_PACKAGES = ["dpkg-query", "--show", "--showformat", "${Package}\\t${Version}\\t${Architecture}\\n"]
 
 
 def component(wheel: Path) -> dict[str, Any]:
@@ -38,18 +38,24 @@ def package(line: str) -> dict[str, Any]:
     return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
 
 
-def document(
-    *, tag: str, config: bytes, labels: Mapping[str, str], created: str, components: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The whole document; the same for the same image."""
-    image_id = archive.image_id(config)
-    return {
+def document(*, tag: str, config: bytes, wheels: Sequence[Path], packages: str) -> bytes:
+    """The document of an image, the same for the same image.
+
+    Args:
+        tag: the image's name.
+        config: its configuration.
+        wheels: what was installed.
+        packages: what the base told (``container.packages``); of nothing the document says that it is incomplete.
+    """
+    told, image_id = json.loads(config), archive.image_id(config)
+    found = [*map(component, wheels), *map(package, packages.splitlines())]
+    whole = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, image_id)}",
         "version": 1,
         "metadata": {
-            "timestamp": created,
+            "timestamp": told["created"],
             "component": {
                 "type": "container",
                 "bom-ref": "image",
@@ -58,18 +64,39 @@ def document(
                 "hashes": [{"alg": "SHA-256", "content": image_id.removeprefix("sha256:")}],
                 "properties": [
                     *({"name": f"layer.{n}", "value": digest} for n, digest in enumerate(archive.diff_ids(config))),
-                    *({"name": name, "value": value} for name, value in sorted(labels.items())),
+                    *({"name": name, "value": value} for name, value in sorted(told["config"]["Labels"].items())),
                 ],
             },
         },
-        "components": sorted(components, key=lambda found: str(found["bom-ref"])),
+        "components": sorted(found, key=lambda one: str(one["bom-ref"])),
+        **({} if packages else {"compositions": [{"aggregate": "incomplete", "assemblies": ["image"]}]}),
     }
+    return (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode()
 
 
-def write(path: Path, *, tag: str, config: bytes, wheels: Sequence[Path], packages: str) -> None:
-    """Publish the document of an image; ``packages`` is what LIST_PACKAGES printed in its base."""
-    told = json.loads(config)
-    found = [*map(component, wheels), *map(package, packages.splitlines())]
-    labels = told["config"]["Labels"]
-    whole = document(tag=tag, config=config, labels=labels, created=told["created"], components=found)
-    publish(path, (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode(), mode=0o644)
+def describes(path: Path, image_id: str | None) -> bool:
+    """Whether there is a document, and of this image."""
+    try:
+        return image_id is not None and json.loads(path.read_bytes())["metadata"]["component"]["version"] == image_id
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@contextlib.contextmanager
+def replaced(path: Path, text: bytes, tagged: Callable[[], str | None]) -> Iterator[None]:
+    """Publish a document when the block, which gives its image the tag, ends well.
+
+    Meanwhile there is none: the one of the image before must never stand beside the new one, wherever this is cut off.
+    It comes back when the block fails and ``tagged`` tells that its image has the tag still.
+    """
+    before = path.with_name(f".{path.name}.before")
+    if path.exists():
+        path.replace(before)
+    try:
+        yield
+    except BaseException:
+        if describes(before, tagged()):
+            before.replace(path)
+        raise
+    publish(path, text, mode=0o644)
+    before.unlink(missing_ok=True)

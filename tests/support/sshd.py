@@ -41,10 +41,11 @@ class Sshd:
     host_keys: dict[str, pathlib.Path]
     process: subprocess.Popen
     listens_at: str = "127.0.0.1"
+    user: str = dataclasses.field(default_factory=getpass.getuser)
 
     @property
     def address(self) -> str:
-        return f"{getpass.getuser()}@127.0.0.1:{self.port}"
+        return f"{self.user}@127.0.0.1:{self.port}"
 
     def known_hosts(self, kind: str = "ed25519") -> str:
         name, key = self.host_keys[kind].with_suffix(".pub").read_text().split()[:2]
@@ -86,8 +87,18 @@ class Sshd:
         raise RuntimeError("sshd did not start again: " + self.log())
 
 
-def start(folder: pathlib.Path, *, options: str = "", address: str = "127.0.0.1", netns: str = "") -> Sshd:
-    """Start one; of an option that is given twice sshd takes the first, so ``options`` override what stands here."""
+def start(
+    folder: pathlib.Path,
+    *,
+    options: str = "",
+    address: str = "127.0.0.1",
+    netns: str = "",
+    within: tuple[str, ...] = (),
+) -> Sshd:
+    """Start one, ``within`` what becomes it in the end.
+
+    Of an option that is given twice sshd takes the first, so ``options`` override what stands here.
+    """
     folder.mkdir(mode=0o700, parents=True)
     pathlib.Path("/run/sshd").mkdir(exist_ok=True) if os.geteuid() == 0 else None
     user_key = make_key(folder / "user_key")
@@ -104,7 +115,7 @@ def start(folder: pathlib.Path, *, options: str = "", address: str = "127.0.0.1"
             f"MaxSessions 64\nMaxStartups 100\n" + "".join(f"HostKey {key}\n" for key in host_keys.values())
         )
         with open(folder / "log", "wb") as log:
-            command = [*(("ip", "netns", "exec", netns) if netns else ()), BINARY, "-D", "-e", "-f", config]
+            command = [*(("ip", "netns", "exec", netns) if netns else ()), *within, BINARY, "-D", "-e", "-f", config]
             process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 15
         while process.poll() is None and time.monotonic() < deadline:

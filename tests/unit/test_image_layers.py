@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 
-from tests.support.image_build import archive, build, layers
+from tests.support.image_build import archive, layers, recipe
 
 
 def stream(members: list[tuple[str, bytes | None]], *, time_s: int = 0, owner: str = "") -> io.BytesIO:
@@ -51,7 +51,9 @@ def test_a_difference_is_named_file_by_file(tmp_path):
 
 
 def test_a_configuration_is_the_same_bytes_whatever_the_order_of_labels():
-    base = archive.Base(name="b", diff_ids=("sha256:0",), architecture="amd64", os="linux", variant="", digest=None)
+    base = archive.Base(
+        name="b", diff_ids=("sha256:0",), architecture="amd64", os="linux", variant="", digest="sha256:b"
+    )
     steps = [archive.Step(diff_id="sha256:1", told="one")]
     one = archive.configuration(base, steps, {"a": "1", "b": "2"}, created="2026-01-01T00:00:00Z")
     two = archive.configuration(base, steps, {"b": "2", "a": "1"}, created="2026-01-01T00:00:00Z")
@@ -60,7 +62,9 @@ def test_a_configuration_is_the_same_bytes_whatever_the_order_of_labels():
 
 
 def test_an_image_is_known_in_both_kinds_of_store_and_another_is_not():
-    base = archive.Base(name="b", diff_ids=("sha256:0",), architecture="amd64", os="linux", variant="", digest=None)
+    base = archive.Base(
+        name="b", diff_ids=("sha256:0",), architecture="amd64", os="linux", variant="", digest="sha256:b"
+    )
     steps = [archive.Step(diff_id="sha256:1", told="one")]
     config = archive.configuration(base, steps, {"a": "1"}, created="2026-01-01T00:00:00Z")
     there = json.loads(config)
@@ -74,5 +78,5 @@ def test_an_image_is_known_in_both_kinds_of_store_and_another_is_not():
 
 
 def test_an_images_time_is_the_one_that_is_given_else_the_commits():
-    assert build.created({"SOURCE_DATE_EPOCH": "86400"}) == "1970-01-02T00:00:00Z"
-    assert build.created({}) == build.created({}) and build.created({}) > "2020"
+    assert recipe.created({"SOURCE_DATE_EPOCH": "86400"}) == "1970-01-02T00:00:00Z"
+    assert recipe.created({}) == recipe.created({}) and recipe.created({}) > "2020"
