@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from launch.errors import Exit, LaunchError
 from launch.inventory import Host
@@ -54,7 +54,7 @@ def give_back(host: Host, findings: Findings, *, home: Path, now: Callable[[], d
             remedy="press release (or destroy) in the provider's console now; everything is at home, verified",
             code=Exit.HOST_NOT_READY,
         )
-    with _journal(host, home) as journal:
+    with _journal(host, home) as journal:  # not buffered: closing it writes nothing
         if code := _run(host.release_command, host.name, home):
             raise LaunchError(
                 f"{host.name} was not released: the clock still runs",
@@ -65,8 +65,7 @@ def give_back(host: Host, findings: Findings, *, home: Path, now: Callable[[], d
         receipt = _receipt(host, findings, now())
         line = json.dumps(dataclasses.asdict(receipt), ensure_ascii=False)
         try:
-            journal.write(line + "\n")
-            journal.flush()
+            journal.write(f"{line}\n".encode())
             os.fsync(journal.fileno())
         except OSError as error:
             raise LaunchError(
@@ -78,9 +77,9 @@ def give_back(host: Host, findings: Findings, *, home: Path, now: Callable[[], d
     return receipt
 
 
-def _journal(host: Host, home: Path) -> TextIO:
+def _journal(host: Host, home: Path) -> FileIO:
     try:
-        return open(os.open(home / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8")
+        return FileIO(os.open(home / JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
     except OSError as error:
         raise LaunchError(
             f"{host.name} was not released: the clock still runs",
