@@ -16,7 +16,7 @@ from minimind.durable import sha256_file
 from tests import conftest
 from tests.support import launching
 from tests.support import sshd as sshd_parts
-from tests.support.launching import rows
+from tests.support.launching import LONG, rows
 
 pytestmark = pytest.mark.sshd
 VENV = 'executor = "venv"\n'
@@ -132,11 +132,22 @@ def test_a_run_and_a_resume_make_a_damaged_environment_anew(tmp_path, sshd):
     assert again.returncode == 0 and "making the environment" in again.stderr, again.stderr
     assert home.launch("env", "check", "gpu8").returncode == 0
 
-    failed = home.launch("run", "tokenizer", "--host", "gpu8", "--", "--vocab_size", "3", timeout=300)
-    assert failed.returncode == 6, failed.stderr
-    shutil.rmtree(folder / "bin")
-    resumed = home.launch("resume", "last", "--host", "gpu8", timeout=800)
-    assert "making the environment" in resumed.stderr, resumed.stderr
+    try:
+        long = home.launch("run", "pretrain", "--host", "gpu8", "--detach", "--", *LONG, timeout=300)
+        assert long.returncode == 0, long.stderr
+        launching.wait_for(lambda: [row for row in rows(home) if row["state"] == "RUNNING"])
+        run = long.stdout.split()[0]
+        assert home.launch("stop", run).returncode == 0
+        shutil.rmtree(folder / "bin")
+        resumed = home.launch("resume", run, "--detach", timeout=800)
+        assert resumed.returncode == 0 and "making the environment" in resumed.stderr, resumed.stderr
+        launching.wait_for(lambda: [row for row in rows(home) if row["state"] == "RUNNING"])
+        (folder / "bin" / "python").unlink()
+        beside = home.launch(*args, timeout=800)  # the environment is made anew below the run that lives in it
+        assert beside.returncode == 0 and "making the environment" in beside.stderr, beside.stderr
+        assert [row["run_id"] for row in rows(home) if row["state"] == "RUNNING"] == [run]
+        assert home.launch("stop", run, timeout=300).returncode == 0
+    finally:
+        launching.end_all(home)
     assert home.launch("env", "check", "gpu8").returncode == 0
-    assert [row["state"] for row in rows(home)].count("SUCCEEDED") == 2
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
