@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from launch.argv import docker, tidy
+from launch.argv import docker, shelf, tidy
 from launch.environment import image as images
 from launch.environment import virtual
 from launch.environment.engine import odd_answer
@@ -61,7 +61,7 @@ def folders(site: Site) -> list[Item]:
     found = []
     listed = [
         match
-        for line in site.transport.read(tidy.listing(site.root)).text.splitlines()
+        for line in site.transport.read(shelf.listing(site.root)).text.splitlines()
         if (match := LISTED.fullmatch(line)) and (match[5] or match[6])
     ]
     there = {match[3] for match in listed}
@@ -133,7 +133,7 @@ def remove(site: Site, items: Iterable[Item]) -> list[Item]:
     paths = [item for item in unneeded if item.kind in KINDS.values()]
     stayed = []
     if paths:
-        left = site.transport.run(tidy.remove(site.root, [item.name for item in paths]), check=False).text.splitlines()
+        left = site.transport.run(shelf.remove(site.root, [item.name for item in paths]), check=False).text.splitlines()
         stayed = [item for item in paths if item.name in left]
     for item in unneeded:
         words = tidy.remove_image(item.name, docker.RUN_LABEL)
