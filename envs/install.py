@@ -8,15 +8,17 @@
 One file, because the launcher sends it to hosts as it stands.
 
 Everything is checked against the lock's sha256, with one exception that is said aloud: a CPU build of torch for a
-Python whose hash the lock could not know comes by exact version from PyTorch's own index. That index is asked for torch
-alone, and no other index is asked in that call, so neither can stand in for the other.
+Python whose hash the lock could not know (docs/decisions/0005 says which) comes by exact version from PyTorch's own
+index. That index is asked for torch alone, and no other index is asked in that call, so neither can stand in for the
+other.
 
 A new environment is made aside, in ``.making-DIR.*`` of the same folder, and gets its name by one rename when nothing
 is missing: whoever sees ``DIR`` sees a whole one. Scripts in it name ``DIR`` already. An older one serves until then.
 ``DIR/.complete`` names the locks: with others the environment is made anew; with these, a second call returns at once.
+It is believed only while the interpreter of ``DIR`` starts: the Python that it links to may have gone.
 ``DIR.lock`` keeps two calls apart; what a killed call left aside is removed by the next one.
 
-Exit codes: 0 ready, 2 usage, 5 this machine or its network cannot, 130 interrupted.
+Exit codes: 0 ready, 2 usage, 5 this machine or its network cannot, 28 a disk is full (ENOSPC), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 (said before anything that an olde
 import argparse
 import ast
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -66,6 +69,9 @@ IMPORTED = (
     *("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.run", "torch.nn.parallel"),
     *("minimind.__main__", "minimind.loop", "launch.cli"),
 )
+FULL = (errno.ENOSPC, errno.EDQUOT)
+EXIT_FULL = 28
+SAYS_FULL = re.compile(rf"\[Errno (?:{'|'.join(map(str, FULL))})\]")
 BRING_PIP = "Debian and Ubuntu: apt install python3-venv; elsewhere bring a wheel of pip with --pip-wheel"
 KEPT_IN_ISOLATION = (
     "PIP_CERT",
@@ -84,6 +90,10 @@ class CannotInstall(Exception):
     def __init__(self, what: str, *, why: str, remedy: str, log: Sequence[str] = ()) -> None:
         super().__init__(f"{what}\n  why: {why}\n  remedy: {remedy}")
         self.why, self.log = why, log
+
+
+class DiskFull(Exception):
+    """No space left, in the words of whoever met it first: no other source of packages can help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +317,7 @@ class Pip:
                 log.seek(0)
                 lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
                 errors = [line for line in lines if re.search(r"^ERROR: (?!Resol)|\w+Error: ", line)] or lines
+                _raise_if_full(lines)
                 raise CannotInstall(
                     f"{name}: pip failed with exit code {code}",
                     why=errors[-1].strip().removeprefix("ERROR: ") if errors else "it said nothing",
@@ -374,6 +385,12 @@ class Pip:
             )
 
 
+def _raise_if_full(lines: Iterable[str]) -> None:
+    """Raise DiskFull when a program that failed said the number of that error."""
+    if said := [line for line in lines if SAYS_FULL.search(line)]:
+        raise DiskFull(said[-1].strip().removeprefix("ERROR: "))
+
+
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
     try:
         return process.wait(timeout_s)
@@ -437,10 +454,11 @@ def aside(folder: Path) -> Iterator[Path]:
     The caller holds ``folder``'s lock, so whatever lies aside was left by a killed call. Its pip may live on and write
     there: hence a new name for every call.
     """
-    if os.path.lexists(folder) and not (folder / "pyvenv.cfg").exists() and not _is_empty(folder):
+    ours = any((folder / name).exists() for name in ("pyvenv.cfg", ".complete"))
+    if os.path.lexists(folder) and not ours and not _is_empty(folder):
         raise CannotInstall(
             f"{folder} is there and is no virtual environment",
-            why="it is not empty and has no pyvenv.cfg",
+            why="it is not empty and has neither pyvenv.cfg nor .complete",
             remedy="name another folder with --venv, or move this one away",
         )
     making = folder.parent.absolute() / f".making-{folder.name}.{secrets.token_hex(4)}"
@@ -491,8 +509,8 @@ def make_venv(venv: Path, options: argparse.Namespace, steps: Steps) -> None:
         python=f"{sys.version_info[0]}.{sys.version_info[1]}",
         editable=f"{editable} {_sha256(editable / 'pyproject.toml')}" if editable else None,
     )
-    marker, python = venv / ".complete", venv / "bin" / "python"
-    lacking = wanted.lacking(marker) if python.exists() else None
+    marker = venv / ".complete"
+    lacking = wanted.lacking(marker) if _starts(venv, wanted.python) else None
     if lacking == set():
         return steps.say(f"{venv} is up to date")
     with aside(venv) if lacking is None else contextlib.nullcontext(venv) as place:
@@ -519,6 +537,16 @@ def make_venv(venv: Path, options: argparse.Namespace, steps: Steps) -> None:
         wanted.record(place / marker.name)
 
 
+def _starts(venv: Path, version: str) -> bool:
+    """Whether its interpreter runs, is still of this version, and knows that it belongs to an environment."""
+    command = [venv / "bin" / "python", "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    try:
+        told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+    except OSError:
+        return False
+    return told.strip() == version and (venv / "pyvenv.cfg").is_file()
+
+
 def _compile(python: Path) -> None:
     """Import once what is imported always, with bytecode kept: container images often forbid Python to keep it.
 
@@ -542,6 +570,7 @@ def _bare_venv(venv: Path, name: str, options: argparse.Namespace, steps: Steps)
         made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if made.returncode:
             said = (made.stdout + made.stderr).strip().splitlines() or ["it said nothing"]
+            _raise_if_full(said)
             raise CannotInstall(
                 f"{sys.executable} cannot make a virtual environment",
                 why=said[0],
@@ -605,6 +634,18 @@ def _sha256(path: Path) -> str:
         ) from error
 
 
+def _full(folder: Path, said: str) -> int:
+    free = []
+    for place in (str(folder.absolute().parent), os.environ.get("TMPDIR", "/tmp")):  # noqa: S108 (only looked at)
+        with contextlib.suppress(OSError):
+            free.append(f"{shutil.disk_usage(place).free / 1e9:.2f} GB in {place}")
+    sys.stderr.write(
+        f"no space was left for {folder}\n  why: {said}; free again: {', '.join(free)}\n"
+        "  remedy: free space there, or name a larger disk with --venv (and TMPDIR), and run the same again\n"
+    )
+    return EXIT_FULL
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Make a virtual environment from a lock, or collect its wheels.")
@@ -629,7 +670,11 @@ def main() -> int:
     except CannotInstall as error:
         sys.stderr.write("".join(f"  | {line}\n" for line in error.log) + f"{error}\n")
         return 5
+    except DiskFull as error:
+        return _full(folder, str(error))
     except OSError as error:
+        if error.errno in FULL:
+            return _full(folder, str(error))
         sys.stderr.write(f"{folder} could not be made\n  why: {error}\n  remedy: check the disk and its permissions\n")
         return 5
     except KeyboardInterrupt:

@@ -53,10 +53,13 @@ tag=cp${found%%.*}${tag%%.*}-$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m
 folder=$root
 while [ -n "$folder" ] && [ ! -d "$folder" ]; do folder=${folder%/*}; done
 say df "$(df -Pk "${folder:-/}" 2>/dev/null | tail -n 1)"
+version='import sys; print("cp%d%d" % sys.version_info[:2])'
+starts() { [ -f "$1/pyvenv.cfg" ] && [ "$("$1/bin/python" -I -S -c "$version" 2>/dev/null)" = "${tag%%-*}" ]; }
 sha() { if have sha256sum; then sha256sum; else shasum -a 256; fi; }
 for path in "$@"; do
   case $path in *@python*) path=${path%%@python*}$tag${path#*@python} ;; esac
   case $path in "@/"*) path=$root/${path#"@/"} ;; "~/"*) path=$HOME/${path#"~/"} ;; esac
+  case $path in */.complete) starts "${path%/.complete}" || path= ;; esac
   if [ -f "$path" ] && [ -r "$path" ]; then
     say path "$(wc -c <"$path" | tr -d ' ') $(sha <"$path" | cut -d' ' -f1)"
   elif [ -d "$path" ]; then say path folder; else say path none; fi
@@ -123,8 +126,9 @@ def probe(root: str, python: str | None, paths: Sequence[str] = (), *, more: str
     """The command whose output :func:`parse` and :func:`parse_paths` read.
 
     ``python`` limits the search to one interpreter. A path may begin with ``@/``, the root, or ``~/``, and ``@python``
-    in it stands for :attr:`HostFacts.python_tag`. ``more`` is shell text that says more (``say key value``), knowing
-    ``$root`` and ``$python``.
+    in it stands for :attr:`HostFacts.python_tag`. ``.complete`` of an environment counts only while the interpreter
+    beside it starts: a rented machine may come back without the Python that it links to. ``more`` is shell text that
+    says more (``say key value``), knowing ``$root`` and ``$python``.
     """
     return ["sh", "-c", f"{PROBE}{more}wait\n", "sh", root, python or "", *paths]
 

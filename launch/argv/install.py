@@ -45,6 +45,11 @@ def venv(
     ]
 
 
+def drop(folder: str) -> list[str]:
+    """Remove what was sent to be installed from."""
+    return ["rm", "-rf", "--", folder]
+
+
 def tail(path: str, *, offset: int) -> list[str]:
     """Print a file from a byte on; nothing when it is not there yet."""
     return ["sh", "-c", TAIL, "sh", path, str(offset + 1)]

@@ -21,7 +21,7 @@ def env() -> None:
 @HOST
 @session.json_option
 def check(host: str, as_json: bool) -> int:
-    """Compare what is installed for runs on HOST with the lock; exit 5 where a package has drifted.
+    """Compare what is installed for runs on HOST with the lock; exit 5 where a package has drifted or lacks files.
 
     Looks into the environment that a run started now would get: the image, the virtual environment, or the interpreter
     that launch.toml names.
@@ -40,6 +40,8 @@ def check(host: str, as_json: bool) -> int:
         table(("package", "lock", "installed", ""), rows)
     told = f"{len(found.drifts)} of them are not as" if found.drifts else "all as"
     session.terminal.say(f"{host}: {found.packages} packages in {found.where}, {told} {found.lock} says")
+    if found.drifts:
+        session.terminal.say(f"  remedy: {found.remedy}")
     return int(Exit.HOST_NOT_READY if found.drifts else Exit.OK)
 
 

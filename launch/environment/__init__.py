@@ -72,18 +72,19 @@ def provide(executor: str, site: Site) -> Provision:
     return PROVIDERS[executor](site)
 
 
-def recall(executor: str, site: Site, wanted: Environment) -> Environment:
-    """What an earlier run was started with, for its next attempt.
+def recall(executor: str, site: Site, wanted: Environment) -> Provision:
+    """What an earlier run was started with, for its next attempt; changes nothing.
 
     Raises:
         LaunchError: HOST_NOT_READY when it is no longer on the host.
     """
     if executor == "docker":
-        return image.recall(site, wanted)
-    python = virtual.recall(site, wanted.lock_hash)
-    return Environment(
+        return Provision(environment=image.recall(site, wanted), tasks=())
+    python, tasks = virtual.recall(site, wanted.lock_hash)
+    environment = Environment(
         python=python,
         pythonpath=code.recall(site, wanted.code_hash),
         lock_hash=wanted.lock_hash,
         code_hash=wanted.code_hash,
     )
+    return Provision(environment=environment, tasks=tasks)

@@ -80,8 +80,7 @@ def verify(site: Site, reference: str, explicit: Path | None) -> tuple[Image, li
             wanted = there.id, *wanted[1:]  # a bill names the configuration, and that store the manifest
     found = differences(wanted, (there.id, there.layers, there.labels))
     if told is not None and _of_bill(told)[1] == there.layers:
-        inside = json.loads(site.transport.run(tidy.packages(there.id, audit.PROBE)).text.splitlines()[-1])
-        found += packages(told, inside["packages"])
+        found += packages(told, audit.inside(site, tidy.packages(there.id, audit.PROBE))["packages"])
     return there, found
 
 

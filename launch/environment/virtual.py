@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import platform
 import secrets
@@ -20,8 +21,11 @@ from launch.voice import Voice
 from minimind.durable import sha256_file
 
 INSTALLER = "install.py"
-CANNOT_INSTALL = 5
+CANNOT_INSTALL, DISK_FULL = 5, 28
+"""How the installer ends when it finds no packages, and when it finds no space."""
 POLL_S = 0.5
+ROOM_BYTES = {"cpu.lock": 1_000_000_000, "cuda.lock": 5_000_000_000}
+"""What an environment takes on the disk at least; wheels on their way come on top."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,40 +38,70 @@ class MakeVenv:
     envs: Path
     cache: Path
 
-    @property
-    def _files(self) -> str:
-        return f"{self.folder}.from"
-
     def do(self, transport: Transport, laptop: Transport, voice: Voice) -> None:
         """See :class:`launch.environment.task.Task`."""
-        wheel = _pip_wheel()
-        for path in (self.envs / INSTALLER, self.lock, *((wheel,) if wheel else ())):
-            transport.send(path, f"{self._files}/{path.name}")
-        voice.say(f"making the environment of {self.lock.name} on {transport.host.name}, once; this takes minutes")
-        code, said = self._install(transport, voice, wheel, wheels=None)
-        if code == CANNOT_INSTALL and self._alike():
-            voice.say(f"{transport.host.name} cannot install from an index; sending wheels from here")
-            self._send_wheels(transport, voice)
-            code, said = self._install(transport, voice, wheel, wheels=f"{self._files}/wheels")
+        self._check_room(transport.host.name, 0)
+        files = f"{self.folder}.from-{secrets.token_hex(4)}"  # another launcher may be bringing the same
+        try:
+            code, said = self._bring(transport, voice, files)
+        except LaunchError:
+            with contextlib.suppress(LaunchError):  # the link itself may have gone
+                transport.run(install.drop(files), check=False)
+            raise
+        transport.run(install.drop(files), check=False)
+        name, folder = transport.host.name, self.folder
+        if code == DISK_FULL:
+            reasons = [line.removeprefix("  why: ") for line in said.splitlines() if line.startswith("  why: ")]
+            raise LaunchError(
+                f"a disk of {name} became full while the environment was made",
+                why=printable(reasons[-1] if reasons else f"no space was left for {folder}"),
+                remedy=_more_room(name),
+                code=Exit.HOST_NOT_READY,
+            )
         if code:
             raise LaunchError(
-                f"the environment could not be made on {transport.host.name}",
+                f"the environment could not be made on {name}",
                 why=said or f"the installer ended with code {code}",
-                remedy=f"correct that, or set python = PATH for {transport.host.name}, an interpreter that has torch",
+                remedy=f"correct that, or set python = PATH for {name}, an interpreter that has torch",
+                code=Exit.HOST_NOT_READY,
+            )
+
+    def _bring(self, transport: Transport, voice: Voice, files: str) -> tuple[int, str]:
+        wheel = _pip_wheel()
+        for path in (self.envs / INSTALLER, self.lock, *((wheel,) if wheel else ())):
+            transport.send(path, f"{files}/{path.name}")
+        voice.say(f"making the environment of {self.lock.name} on {transport.host.name}, once; this takes minutes")
+        code, said = self._install(transport, voice, files, wheel, wheels=None)
+        if code == CANNOT_INSTALL and self._alike():
+            voice.say(f"{transport.host.name} cannot install from an index; sending wheels from here")
+            self._send_wheels(transport, voice, f"{files}/wheels")
+            code, said = self._install(transport, voice, files, wheel, wheels=f"{files}/wheels")
+        return code, said
+
+    def _check_room(self, name: str, wheels_bytes: int) -> None:
+        needed_bytes, free_bytes = ROOM_BYTES.get(self.lock.name, 0) + wheels_bytes, self.facts.free_bytes
+        if free_bytes is not None and free_bytes < needed_bytes:
+            with_wheels = (
+                f" with the {wheels_bytes / 1e9:.2f} GB of wheels that it is made from" if wheels_bytes else ""
+            )
+            raise LaunchError(
+                f"{name} has {free_bytes / 1e9:.2f} GB free, the environment needs {needed_bytes / 1e9:.2f} GB",
+                why=f"the packages of {self.lock.name} are put below {self.facts.root}{with_wheels}; none was sent yet",
+                remedy=_more_room(name),
                 code=Exit.HOST_NOT_READY,
             )
 
     def _install(
-        self, transport: Transport, voice: Voice, wheel: Path | None, *, wheels: str | None
+        self, transport: Transport, voice: Voice, files: str, wheel: Path | None, *, wheels: str | None
     ) -> tuple[int, str]:
-        log = f"{self._files}/log-{secrets.token_hex(4)}.txt"  # another launcher may be installing there too
+        log = f"{files}/log-{secrets.token_hex(4)}.txt"
         argv = install.venv(
             python=self.facts.python or "python3",
-            script=f"{self._files}/{INSTALLER}",
+            script=f"{files}/{INSTALLER}",
             folder=self.folder,
-            lock=f"{self._files}/{self.lock.name}",
+            lock=f"{files}/{self.lock.name}",
             log=log,
-            pip_wheel=f"{self._files}/{wheel.name}" if wheel else None,
+            pip_wheel=f"{files}/{wheel.name}" if wheel else None,
             wheels=wheels,
         )
         done: list[tuple[int, str] | LaunchError] = []
@@ -97,21 +131,31 @@ class MakeVenv:
         here = (platform.system(), platform.machine(), sys.version_info[:2])
         return here == (self.facts.system, self.facts.arch, (self.facts.python_version or (0, 0))[:2])
 
-    def _send_wheels(self, transport: Transport, voice: Voice) -> None:
+    def _send_wheels(self, transport: Transport, voice: Voice, there: str) -> None:
         folder = self.cache / "wheels" / Path(self.folder).name
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(self.envs / INSTALLER), "--download", str(folder), "--lock", str(self.lock)]
         collected = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        said = "\n".join(collected.stderr.strip().splitlines()[-4:])
+        if collected.returncode == DISK_FULL:
+            raise LaunchError(
+                "a disk of this machine became full while wheels were collected",
+                why=said,
+                remedy="free space here, or set XDG_CACHE_HOME to a folder on a larger disk",
+                code=Exit.HOST_NOT_READY,
+            )
         if collected.returncode:
             raise LaunchError(
                 f"neither {transport.host.name} nor this machine can get the packages of {self.lock.name}",
-                why="\n".join(collected.stderr.strip().splitlines()[-4:]),
+                why=said,
                 remedy="give one of the two a network, or set PIP_FIND_LINKS to a folder of wheels",
                 code=Exit.HOST_NOT_READY,
             )
-        for path in sorted(p for p in folder.iterdir() if p.suffix == ".whl"):
-            with voice.moving(f"{path.name} -> {transport.host.name}", path.stat().st_size) as moved:
-                transport.send(path, f"{self._files}/wheels/{path.name}", on_bytes=moved)
+        sizes = {path: path.stat().st_size for path in sorted(folder.glob("*.whl"))}
+        self._check_room(transport.host.name, sum(sizes.values()))
+        for path, length_bytes in sizes.items():
+            with voice.moving(f"{path.name} -> {transport.host.name}", length_bytes) as moved:
+                transport.send(path, f"{there}/{path.name}", on_bytes=moved)
 
 
 def find(site: Site) -> tuple[str, str | None, tuple[Task, ...]]:
@@ -128,6 +172,10 @@ def find(site: Site) -> tuple[str, str | None, tuple[Task, ...]]:
     folder = _folder(site, lock_hash)
     if marker(lock_hash) in site.present:
         return f"{folder}/bin/python", lock_hash, ()
+    return f"{folder}/bin/python", lock_hash, (_made(site, folder, lock),)
+
+
+def _made(site: Site, folder: str, lock: Path) -> MakeVenv:
     if not site.facts.python_ready:
         version = ".".join(map(str, site.facts.python_version or ())) or "none"
         raise LaunchError(
@@ -136,25 +184,26 @@ def find(site: Site) -> tuple[str, str | None, tuple[Task, ...]]:
             remedy=f"install one there (apt install python3.11, or conda), or set python = PATH for {site.host.name}",
             code=Exit.HOST_NOT_READY,
         )
-    task = MakeVenv(folder=folder, lock=lock, facts=site.facts, envs=site.here.envs, cache=site.here.cache)
-    return f"{folder}/bin/python", lock_hash, (task,)
+    return MakeVenv(folder=folder, lock=lock, facts=site.facts, envs=site.here.envs, cache=site.here.cache)
 
 
-def recall(site: Site, lock_hash: str | None) -> str:
-    """The interpreter of an earlier run.
+def recall(site: Site, lock_hash: str | None) -> tuple[str, tuple[Task, ...]]:
+    """The interpreter of an earlier run, and what has to be done first: it is made again from the same lock.
 
     Raises:
-        LaunchError: HOST_NOT_READY when the host no longer has it.
+        LaunchError: HOST_NOT_READY when the host no longer has it, and this version has another lock.
     """
     if lock_hash is None:
         if ready := _as_it_is(site):
-            return ready
+            return ready, ()
         why = "it used an interpreter as it is, and none is configured now"
     else:
         folder = _folder(site, lock_hash)
         if marker(lock_hash) in site.present:
-            return f"{folder}/bin/python"
-        why = f"{folder} is not there"
+            return f"{folder}/bin/python", ()
+        if same := [lock for lock in locks(site.here.envs) if sha256_file(lock) == lock_hash]:
+            return f"{folder}/bin/python", (_made(site, folder, same[0]),)
+        why = f"{folder} is not there or does not start, and this version of launch has another lock"
     raise LaunchError(
         f"the environment that this run was started with is no longer on {site.host.name}",
         why=why,
@@ -171,6 +220,7 @@ def locks(envs: Path) -> list[Path]:
 def marker(lock_hash: str) -> str:
     """What is on a host that has this environment, written last; ``@/`` stands for its root.
 
+    The probe believes it only while the interpreter beside it starts (:func:`launch.facts.probe`).
     ``@python`` is the kind of interpreter that it was made with: hosts that share a disk need not have the same.
     """
     return f"@/env/{lock_hash[:16]}-@python/.complete"
@@ -193,6 +243,10 @@ def _as_it_is(site: Site) -> str | None:
     if site.host.ssh is None and importlib.util.find_spec("torch"):
         return sys.executable
     return None
+
+
+def _more_room(name: str) -> str:
+    return f"launch env prune {name} shows what can go; else free space on {name}, or set its root to a larger disk"
 
 
 def _pip_wheel() -> Path | None:

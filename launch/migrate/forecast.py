@@ -161,9 +161,11 @@ def _numbers(move: Move, found: Survey) -> dict[str, Any]:
     try:
         site, _ = move.ends_of_source().visit((), wanted)
         provided = environment.recall("venv", site, wanted)
+        if provided.tasks:  # nothing is made for a forecast
+            return nothing
     except LaunchError:
         return nothing
-    tried = Subject(spec=spec, nproc=spec.nproc, environment=provided, run_dir=run.run_dir)
+    tried = Subject(spec=spec, nproc=spec.nproc, environment=provided.environment, run_dir=run.run_dir)
     tail = ["tail", "-n", str(numbers.LOOKED_AT), f"{run.run_dir}/metrics.jsonl"]
     rate = numbers.rate_of(move.source.read(tail, check=False).stdout)
 

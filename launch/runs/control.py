@@ -95,7 +95,8 @@ def resume(
 ) -> Run | None:
     """Start the next attempt of a run that is not alive; None when it has succeeded and there is nothing to do.
 
-    Its host says first what is left of it, at this number of ranks, and what is certain to fail.
+    Its environment is made again where it is gone. Its host says first what is left of it, at this number of ranks, and
+    what is certain to fail.
 
     ``secrets`` finds the secrets of these names on this laptop.
 
@@ -118,7 +119,7 @@ def resume(
     hand = secrets(spec.secret_names)
     wanted = Environment(image_id=spec.image_digest, lock_hash=spec.lock_hash, code_hash=spec.code_hash)
     site, _ = ends.visit((), wanted)
-    provided = environment.recall(executor.name, site, wanted)
+    provided = environment.recall(executor.name, site, wanted).carried_out(transport, ends.laptop, voice)
     if spec.name:
         names.claim(transport, root, spec.name, run.run_id, owner=laptop.owner, pid=os.getpid())
     number = run.state.attempt + 1

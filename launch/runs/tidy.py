@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from launch.argv import docker, tidy
+from launch.argv import docker, shelf, tidy
 from launch.environment import image as images
 from launch.environment import virtual
 from launch.environment.engine import odd_answer
@@ -24,6 +25,7 @@ WHEELS, LAYER, LOOSE = "wheels", "packed layer", "packed, of no layer"
 HASH_CHARACTERS = 16
 ENDED = ("exited", "dead")
 """States of containers that need their image no more: a run that can go on gets a new container."""
+LISTED = re.compile(r"(\d+) (whole|half|left|making) ((env|code|images)/(\.\w+-)?([0-9a-f]{16})?[\w.-]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +59,30 @@ def folders(site: Site) -> list[Item]:
         for value in current[place]:
             wanted.setdefault((place, value[:HASH_CHARACTERS]), []).append("this version")
     found = []
-    for line in site.transport.read(tidy.listing(site.root)).text.splitlines():
-        if match := re.fullmatch(r"(\d+) ([01]) ((env|code|images)/([0-9a-f]{16}|\.tmp-)[\w.-]*)", line):
-            kept = tuple(wanted.get((match[4], match[5]), ()))
-            found.append(
-                Item(
-                    kind=KINDS[match[4]],
-                    name=match[3],
-                    bytes=int(match[1]) * 1024,
-                    whole=match[2] == "1",
-                    kept_for=kept,
-                )
-            )
+    listed = [
+        match
+        for line in site.transport.read(shelf.listing(site.root)).text.splitlines()
+        if (match := LISTED.fullmatch(line)) and (match[5] or match[6])
+    ]
+    there = {match[3] for match in listed}
+    for match in listed:
+        kilobytes, state, name, place, _, key = match.groups()
+        kept = ("being made",) if state == "making" else tuple(wanted.get((place, key), ()))
+        if state == "left" and not _is_the_only_one(name, there):
+            kept = ()
+        whole, length_bytes = state == "whole", int(kilobytes) * 1024
+        found.append(Item(kind=KINDS[place], name=name, bytes=length_bytes, whole=whole, kept_for=kept))
     if site.host.ssh is None:
         for name, length_bytes in Larder(site.here.cache).wheels().items():
             kept = tuple(wanted.get(("env", name[:HASH_CHARACTERS]), ()))
             found.append(Item(kind=WHEELS, name=name, bytes=length_bytes, whole=True, kept_for=kept))
     return found
+
+
+def _is_the_only_one(name: str, there: AbstractSet[str]) -> bool:
+    """Whether this is an environment that a killed call had moved away for a newer one: the next call puts it back."""
+    match = re.fullmatch(r"env/\.making-([\w-]+)\.\w+\.old", name)
+    return match is not None and f"env/{match[1]}" not in there
 
 
 def engine_images(site: Site) -> list[Item]:
@@ -124,7 +133,7 @@ def remove(site: Site, items: Iterable[Item]) -> list[Item]:
     paths = [item for item in unneeded if item.kind in KINDS.values()]
     stayed = []
     if paths:
-        left = site.transport.run(tidy.remove(site.root, [item.name for item in paths]), check=False).text.splitlines()
+        left = site.transport.run(shelf.remove(site.root, [item.name for item in paths]), check=False).text.splitlines()
         stayed = [item for item in paths if item.name in left]
     for item in unneeded:
         words = tidy.remove_image(item.name, docker.RUN_LABEL)

@@ -21,6 +21,7 @@ def test_a_bare_host_gets_its_environment_from_the_lock_and_keeps_it(tmp_path, s
     assert "making the environment" in first.stderr and "making the environment" not in again.stderr
     assert (environment / ".complete").stat().st_mtime_ns == made_at
     assert [row["state"] for row in rows(home)] == ["SUCCEEDED", "SUCCEEDED"]
+    assert sorted(path.name for path in (home.root / "env").iterdir()) == [environment.name, f"{environment.name}.lock"]
     assert not list((home.root / "code").glob(".tmp-*"))
 
 
@@ -34,6 +35,7 @@ def test_a_host_that_can_ask_no_index_gets_the_wheels_of_the_laptop(tmp_path):
         made = home.launch("run", "tokenizer", "--host", "gpu8", "--", "--vocab_size", "300", timeout=800)
         assert made.returncode == 0, made.stderr
         assert "sending wheels from here" in made.stderr
+        assert not list((home.root / "env").glob("*.from*")), "a quarter of a gigabyte of wheels"
         assert [row["state"] for row in rows(home)] == ["SUCCEEDED"]
     finally:
         server.stop()

@@ -37,6 +37,7 @@ def test_only_what_neither_this_version_nor_an_unfinished_run_needs_is_removed(s
         folder.mkdir(parents=True)
         (folder / ".complete").write_text("{}")
     (ssh_home.root / "env" / f"{'c' * 16}.from").mkdir()
+    os.utime(ssh_home.root / "env" / f"{'c' * 16}.from", (1, 1))
     for value in (code, old):
         (ssh_home.root / "code" / value[:16]).mkdir(parents=True)
     (ssh_home.root / "weights").mkdir()

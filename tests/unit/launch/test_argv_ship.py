@@ -1,6 +1,6 @@
 """Shipping and tidying command lines; what the scripts do is tested on real hosts."""
 
-from launch.argv import registry, ship, tidy
+from launch.argv import registry, shelf, ship, tidy
 
 
 def test_pieces_are_named_by_the_caller_and_never_joined():
@@ -18,7 +18,7 @@ def test_a_look_into_an_image_has_no_network_and_pulls_nothing():
     assert words[-3:] == ["sha256:1", "-c", "print()"]
     assert words[words.index("--network") + 1] == "none" and words[words.index("--pull") + 1] == "never"
     assert tidy.remove_image("sha256:1", "x")[-2:] == ["sha256:1", "x"]
-    assert tidy.remove("~/r", ["env/a"])[3:] == ["sh", "~/r", "env/a"]
+    assert shelf.remove("~/r", ["env/a"])[3:] == ["sh", "~/r", "env/a"]
 
 
 def test_an_image_is_pulled_by_digest_and_no_password_is_a_word_of_a_command():

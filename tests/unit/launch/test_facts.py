@@ -93,6 +93,51 @@ def test_each_gpu_is_a_line():
     assert parse(MINIMAL + gpus).gpus == ("NVIDIA H100 80GB HBM3, 81559 MiB",) * 2
 
 
+def starting(environment: pathlib.Path, says: str = "cp312") -> None:
+    """A whole environment as far as the probe can tell: its interpreter starts and says its version."""
+    (environment / "bin").mkdir(parents=True)
+    (environment / "pyvenv.cfg").write_text("")
+    (environment / ".complete").write_text("{}")
+    python = environment / "bin" / "python"
+    python.write_text(f"#!/bin/sh\necho {says}\n")
+    python.chmod(0o755)
+
+
+def unlink(environment: pathlib.Path) -> None:
+    (environment / "bin" / "python").unlink()
+
+
+def dangle(environment: pathlib.Path) -> None:
+    unlink(environment)
+    (environment / "bin" / "python").symlink_to("/nowhere/python3")
+
+
+def forbid(environment: pathlib.Path) -> None:
+    (environment / "bin" / "python").write_bytes(b"\x7fELF of another machine")
+
+
+def grow(environment: pathlib.Path) -> None:
+    (environment / "bin" / "python").write_text("#!/bin/sh\necho cp313\n")
+
+
+def forget(environment: pathlib.Path) -> None:
+    (environment / "pyvenv.cfg").unlink()
+
+
+@pytest.mark.parametrize("damage", [unlink, dangle, forbid, grow, forget])
+def test_an_environment_whose_interpreter_does_not_start_counts_as_not_there(tmp_path, damage):
+    paths = [virtual.marker("a" * 64), "@/other"]
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 3.12.7 $0\n")
+    python.chmod(0o755)
+    made = pathlib.Path(parse(ask(str(tmp_path), str(python), paths)).expand(paths[0])).parent
+    starting(made)
+    (tmp_path / "other").write_text("x")
+    assert parse_paths(ask(str(tmp_path), str(python), paths), paths).keys() == {*paths}
+    damage(made)
+    assert parse_paths(ask(str(tmp_path), str(python), paths), paths).keys() == {"@/other"}
+
+
 def test_an_environment_of_another_python_is_not_taken_for_the_hosts(tmp_path):
     """Two hosts share a disk: the environment that one made is none for the other, whose Python has another minor."""
     paths = [virtual.marker("a" * 64)]
@@ -107,6 +152,5 @@ def test_an_environment_of_another_python_is_not_taken_for_the_hosts(tmp_path):
             assert found.python_tag == f"cp312-{platform.system().lower()}-{platform.machine()}"
             marker = pathlib.Path(found.expand(paths[0]))
             assert marker.parent == made / "env" / f"{'a' * 16}-{found.python_tag}"
-            marker.parent.mkdir(parents=True)
-            marker.write_text("{}")
+            starting(marker.parent)
         assert (paths[0] in parse_paths(ask(str(made), str(python), paths), paths)) is there
