@@ -15,14 +15,14 @@ held() {
 young() {
   case $1 in
     env/.making-*) ! command -v flock >/dev/null 2>&1 || return 1 ;;
-    code/.tmp-* | env/*.from*) ;;
+    code/.tmp-* | env/*.from* | images/*) ;;
     *) return 1 ;;
   esac
   [ -n "$(find "$1" -mmin -10 2>/dev/null | head -n 1)" ]
 }
 """
 """The lock that whoever makes a path holds. What is made without one is left alone for ten minutes after its last
-change: a file on its way grows, and an installer writes its log all the time."""
+change: a file on its way grows, an installer writes its log all the time, a shipment's lock is free between pieces."""
 
 LIST = r"""
 root=$1
@@ -40,6 +40,7 @@ for path in env/* env/.making-* code/* code/.tmp-* images/*; do
         flock -n "$lock" true || state=making
       fi ;;
     env/*) [ -e "$path/.complete" ] || state=half ;;
+    images/*) ! young "$path" || state=making ;;
   esac
   size=$(du -sk "$path" 2>/dev/null) && echo "${size%%[!0-9]*} $state $path"
 done
