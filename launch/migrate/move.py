@@ -45,6 +45,8 @@ class Asked:
         return {
             "from": f"{self.source.name} {self.source.root}",
             "to": f"{self.target.name} {self.target.root}",
+            "from_ssh": self.source.ssh,
+            "to_ssh": self.target.ssh,
             "run": self.stage,
             "flags": list(self.flags),
             "nproc": self.nproc,

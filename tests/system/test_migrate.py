@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from launch.errors import Exit, LaunchError
+from launch.migrate import place
 from launch.migrate.finish import Continue
 from launch.migrate.prepare import Stop
 from launch.migrate.survey import refuse_without_room
@@ -144,6 +145,30 @@ def test_hosts_that_are_one_place_and_flags_without_a_stage_are_wrong_usage(host
     assert flags.returncode == Exit.USAGE and "--run STAGE" in flags.stderr
     unknown = hosts.launch("migrate", "old", "elsewhere")
     assert unknown.returncode == Exit.INVALID
+
+
+def test_two_hosts_that_are_one_folder_are_refused_before_anything_changes(hosts):
+    config = hosts.home / "launch.toml"
+    link = hosts.old_root.with_name("link")
+    link.symlink_to(hosts.old_root)
+    config.write_text(config.read_text().replace(str(hosts.new_root), str(link)))
+    before = everything(hosts)
+    dry = hosts.launch("migrate", "old", "new", "--dry-run")
+    assert dry.returncode == Exit.REFUSED and "old and new are the same place" in dry.stderr, dry.stderr
+    assert everything(hosts) == before
+    source = contents(hosts.old_root)
+    refused = hosts.launch("migrate", "old", "new")
+    assert refused.returncode == Exit.REFUSED and "are one folder" in refused.stderr, refused.stderr
+    assert contents(hosts.old_root) == source and not (hosts.old_root / ".migrate").exists()
+    assert hosts.steps_done() == [] and not (hosts.home / "runs").exists()
+
+
+def test_a_root_that_is_another_folder_is_told_from_the_source_and_nothing_of_the_look_stays(hosts):
+    hosts.new_root.mkdir(parents=True)
+    with moving.in_process(hosts) as (move, _):
+        place.refuse_one(move)
+        place.refuse_one_by_looking(move)
+    assert list(hosts.new_root.iterdir()) == []
 
 
 def test_a_start_that_shows_late_is_found_and_neither_repeated_nor_forgotten(hosts):
