@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from launch.errors import Exit, LaunchError
-from launch.migrate import place
+from launch.migrate import cargo, place
 from launch.migrate.finish import Continue
 from launch.migrate.prepare import Stop
 from launch.migrate.survey import refuse_without_room
@@ -122,6 +122,36 @@ def test_what_the_target_has_of_its_own_is_not_replaced(hosts):
         pass
     assert refused.value.code == Exit.REFUSED and "only copy" in refused.value.why
     assert everything(hosts) == before
+
+
+def broken(told: dict, **changes) -> bytes:
+    return json.dumps({**told, **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lambda told: broken(told)[:-9],
+        lambda told: broken(told, run_id="20260101-120000-pretrain-ffff"),
+        lambda told: broken(told, more="\ud800"),
+        lambda told: broken(told, secret_names=[7]),
+        lambda told: broken(told, stage=[]),
+    ],
+    ids=["cut off", "of another run", "not to be written", "numbers for names", "a list for a stage"],
+)
+def test_an_unfinished_run_with_a_broken_spec_stops_the_move_before_anything_is_sent(hosts, text):
+    path = hosts.old_root / "runs" / RUN / "spec.json"
+    data = text(json.loads(path.read_bytes()))
+    path.chmod(0o600)
+    path.write_bytes(data)
+    before = everything(hosts)
+    with pytest.raises(LaunchError, match=f"{RUN} cannot be moved") as refused, moving.in_process(hosts):
+        pass
+    assert refused.value.code == Exit.INVALID and f"move the folder of {RUN} out of runs/" in refused.value.remedy
+    assert everything(hosts) == before
+    with pytest.raises(LaunchError) as late:
+        cargo.spec_of(data, RUN)  # what the send says
+    assert str(late.value).partition("none:")[0] == str(refused.value).partition("none:")[0]
 
 
 def test_a_source_that_goes_away_in_the_middle_is_said_with_the_step(tmp_path, stopped, launcher):  # noqa: F811
