@@ -108,6 +108,11 @@ class Journal:
         """When this move was begun, UTC."""
         return str(self._told.get("began_at", ""))
 
+    @property
+    def ended(self) -> bool:
+        """Whether this move is done, to its report."""
+        return "report" in self
+
     def __contains__(self, step: str) -> bool:
         return step in self._told.get("steps", {})
 

@@ -11,7 +11,6 @@ import threading
 import pytest
 
 from launch.errors import Exit, LaunchError
-from launch.migrate import cargo, place
 from launch.migrate.finish import Continue
 from launch.migrate.prepare import Stop
 from launch.migrate.survey import refuse_without_room
@@ -124,36 +123,6 @@ def test_what_the_target_has_of_its_own_is_not_replaced(hosts):
     assert everything(hosts) == before
 
 
-def broken(told: dict, **changes) -> bytes:
-    return json.dumps({**told, **changes}).encode()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        lambda told: broken(told)[:-9],
-        lambda told: broken(told, run_id="20260101-120000-pretrain-ffff"),
-        lambda told: broken(told, more="\ud800"),
-        lambda told: broken(told, secret_names=[7]),
-        lambda told: broken(told, stage=[]),
-    ],
-    ids=["cut off", "of another run", "not to be written", "numbers for names", "a list for a stage"],
-)
-def test_an_unfinished_run_with_a_broken_spec_stops_the_move_before_anything_is_sent(hosts, text):
-    path = hosts.old_root / "runs" / RUN / "spec.json"
-    data = text(json.loads(path.read_bytes()))
-    path.chmod(0o600)
-    path.write_bytes(data)
-    before = everything(hosts)
-    with pytest.raises(LaunchError, match=f"{RUN} cannot be moved") as refused, moving.in_process(hosts):
-        pass
-    assert refused.value.code == Exit.INVALID and f"move the folder of {RUN} out of runs/" in refused.value.remedy
-    assert everything(hosts) == before
-    with pytest.raises(LaunchError) as late:
-        cargo.spec_of(data, RUN)  # what the send says
-    assert str(late.value).partition("none:")[0] == str(refused.value).partition("none:")[0]
-
-
 def test_a_source_that_goes_away_in_the_middle_is_said_with_the_step(tmp_path, stopped, launcher):  # noqa: F811
     with moving.servers(tmp_path) as (old, new):
         hosts = moving.Hosts(tmp_path, old, new, launcher)
@@ -175,30 +144,6 @@ def test_hosts_that_are_one_place_and_flags_without_a_stage_are_wrong_usage(host
     assert flags.returncode == Exit.USAGE and "--run STAGE" in flags.stderr
     unknown = hosts.launch("migrate", "old", "elsewhere")
     assert unknown.returncode == Exit.INVALID
-
-
-def test_two_hosts_that_are_one_folder_are_refused_before_anything_changes(hosts):
-    config = hosts.home / "launch.toml"
-    link = hosts.old_root.with_name("link")
-    link.symlink_to(hosts.old_root)
-    config.write_text(config.read_text().replace(str(hosts.new_root), str(link)))
-    before = everything(hosts)
-    dry = hosts.launch("migrate", "old", "new", "--dry-run")
-    assert dry.returncode == Exit.REFUSED and "old and new are the same place" in dry.stderr, dry.stderr
-    assert everything(hosts) == before
-    source = contents(hosts.old_root)
-    refused = hosts.launch("migrate", "old", "new")
-    assert refused.returncode == Exit.REFUSED and "are one folder" in refused.stderr, refused.stderr
-    assert contents(hosts.old_root) == source and not (hosts.old_root / ".migrate").exists()
-    assert hosts.steps_done() == [] and not (hosts.home / "runs").exists()
-
-
-def test_a_root_that_is_another_folder_is_told_from_the_source_and_nothing_of_the_look_stays(hosts):
-    hosts.new_root.mkdir(parents=True)
-    with moving.in_process(hosts) as (move, _):
-        place.refuse_one(move)
-        place.refuse_one_by_looking(move)
-    assert list(hosts.new_root.iterdir()) == []
 
 
 def test_a_start_that_shows_late_is_found_and_neither_repeated_nor_forgotten(hosts):
