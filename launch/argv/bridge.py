@@ -22,17 +22,19 @@ cat "$folder/key.pub"
 
 ADMIT = r"""
 umask 077
+LC_ALL=C
+export LC_ALL
 tag=$1
 line=$(cat)
 keys=$HOME/.ssh/authorized_keys
 if [ -z "$line" ]; then
-  [ -f "$keys" ] && grep -q -e " $tag\$" "$keys" || exit 0
+  [ -f "$keys" ] && grep -aq -e " $tag\$" "$keys" || exit 0
 fi
 [ ! -L "$keys" ] || { echo "$keys is a link" >&2; exit 73; }
 made=$keys-$$
 mkdir -p -- "$HOME/.ssh" || exit 74
 if [ -f "$keys" ]; then
-  cp -p -- "$keys" "$made" && { grep -v -e " $tag\$" "$keys" >"$made"; [ $? -le 1 ]; }
+  cp -p -- "$keys" "$made" && { grep -av -e " $tag\$" "$keys" >"$made"; [ $? -le 1 ]; }
 else
   : >"$made"
 fi || { rm -f -- "$made"; exit 74; }
@@ -42,7 +44,10 @@ fi
 sync "$made" 2>/dev/null || sync
 mv -f -- "$made" "$keys" || exit 74
 """
-"""Takes every line with this tag out of authorized_keys and puts the one from stdin in; all at once, by rename."""
+"""Takes every line with this tag out of authorized_keys and puts the one from stdin in; all at once, by rename.
+
+The others are kept byte for byte, in whatever encoding they are: without C and -a, grep drops what is no text to it.
+"""
 
 SERVE = r"""
 umask 077

@@ -75,8 +75,9 @@ def migrate(source: str, target: str, stage: str | None, trainer_flags: tuple[st
             return migrating.forecast(move, as_json=asked["as_json"])
         stack.enter_context(journal.locked())
         journal.begin(request.to_dict(), now_utc=_now(), again=asked["again"])
+        ended = journal.ended
         report = carry_out(move)
-    session.print_json(report) if asked["as_json"] else migrating.show(report)
+    session.print_json(report) if asked["as_json"] else migrating.show(report, again=ended)
     return 0
 
 

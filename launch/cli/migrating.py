@@ -44,10 +44,11 @@ def _changes(told: Mapping[str, Any]) -> None:
         table(("", "before", "after"), rows)
 
 
-def show(report: Mapping[str, Any]) -> None:
-    """The report of a move."""
+def show(report: Mapping[str, Any], *, again: bool) -> None:
+    """The report of a move; ``again`` says that it is of one that ended before."""
     say = session.terminal.say
-    say(f"{report['files']} files, {report['bytes']} bytes of {report['from']} are on {report['to']}, verified")
+    are = "came, verified, to" if again else "are, verified, on"
+    say(f"{report['files']} files, {report['bytes']} bytes of {report['from']} {are} {report['to']}")
     if report.get("direct_bytes"):
         say(f"{report['direct_bytes']} bytes went straight from {report['from']} to {report['to']}")
     say(f"it took {_money(report)}")
@@ -55,8 +56,10 @@ def show(report: Mapping[str, Any]) -> None:
         say(f"{report['from']}: {remark}")
     _changes(report)
     if report["follow"]:
-        say(f"{report['run_id']} goes on on {report['to']}, attempt {report['attempt']}: {report['follow']}")
+        goes = "went on" if again else "goes on"
+        say(f"{report['run_id']} {goes} on {report['to']}, attempt {report['attempt']}: {report['follow']}")
     else:
         say(f"nothing was started on {report['to']}")
-    last = f"; when you need it no more: {report['release']}" if report["release"] else ""
-    say(f"{report['from']} still has everything{last}")
+    if not again:
+        last = f"; when you need it no more: {report['release']}" if report["release"] else ""
+        say(f"{report['from']} still has everything{last}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from launch.errors import Exit, LaunchError
 from launch.migrate.carry import Save, Send, SendData, Verify
+from launch.migrate.ended import report_again
 from launch.migrate.finish import Continue, Report
 from launch.migrate.journal import Journal
 from launch.migrate.move import Asked, Move, Step
@@ -26,11 +27,14 @@ def steps_of(move: Move) -> list[Step]:
 def carry_out(move: Move) -> Mapping[str, Any]:
     """Do what is left of the move; returns its report.
 
-    Once the run goes on on the target, nothing before that is looked at again: it would be overwritten.
+    Once the run goes on on the target, nothing before that is looked at again: it would be overwritten. A move that
+    has ended only shows its report.
 
     Raises:
         LaunchError: what a step could not do. The same again goes on there.
     """
+    if move.journal.ended:
+        return report_again(move)
     steps = steps_of(move)
     going = next(step for step in steps if isinstance(step, Continue))
     begun = going.happened() if going.name not in move.journal else None

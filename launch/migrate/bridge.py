@@ -104,6 +104,11 @@ class Bridge:
         return code, told
 
 
+def possible(move: Move) -> bool:
+    """Whether neither of the two is this machine: then one may be let in by the other, and may have been before."""
+    return move.asked.source.ssh is not None and move.asked.target.ssh is not None
+
+
 @contextlib.contextmanager
 def opened(move: Move, origins: Mapping[str, Origin]) -> Iterator[Bridge | None]:
     """Open a way for these contents (by sha256), and close it; None when there is none, which is said.
@@ -115,7 +120,7 @@ def opened(move: Move, origins: Mapping[str, Origin]) -> Iterator[Bridge | None]
         close(move)
     source, target = move.asked.source, move.asked.target
     total_bytes = sum(origin.length_bytes for origin in origins.values())
-    if source.ssh is None or target.ssh is None or total_bytes < LEAST_BYTES:
+    if not possible(move) or total_bytes < LEAST_BYTES:
         yield None
         return
     move.journal.bridging(True)

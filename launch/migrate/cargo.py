@@ -58,15 +58,30 @@ class Rebased:
 
 
 def spec_of(text: bytes, run_id: str) -> RunSpec:
-    """Parse a run's spec.json.
+    """Parse a run's spec.json, which has to be written anew for the target.
 
     Raises:
         LaunchError: INVALID.
     """
     try:
-        return RunSpec.from_json(text)
+        spec = RunSpec.from_json(text)
+        to_json(json.loads(text))  # moved.json keeps all of it
     except RunError as error:
-        raise LaunchError(f"{run_id} cannot be moved", why=error.why, remedy=error.remedy, code=Exit.INVALID) from error
+        raise _unsound(run_id, f"its spec.json is none: {error.why}") from error
+    except ValueError as error:
+        raise _unsound(run_id, f"its spec.json cannot be written anew: {error}") from error
+    if spec.run_id != run_id:
+        raise _unsound(run_id, f"its spec.json is that of {spec.run_id}")
+    return sound(spec)
+
+
+def _unsound(run_id: str, why: str = "its spec.json does not say what launch writes there") -> LaunchError:
+    return LaunchError(
+        f"{run_id} cannot be moved",
+        why=why,
+        remedy=f"move the folder of {run_id} out of runs/ on its host, then run the same command again",
+        code=Exit.INVALID,
+    )
 
 
 def sound(spec: RunSpec) -> RunSpec:
@@ -75,20 +90,19 @@ def sound(spec: RunSpec) -> RunSpec:
     Raises:
         LaunchError: INVALID.
     """
-    inputs, words = (value if isinstance(value, list) else [None] for value in (spec.inputs, spec.flags))
-    texts = [*words, *(item.get(key) for item in inputs if isinstance(item, dict) for key in ("path", "sha256"))]
+    inputs, words, names = (
+        value if isinstance(value, list) else [None] for value in (spec.inputs, spec.flags, spec.secret_names)
+    )
+    texts = [spec.name or "", spec.executor, spec.created_at, spec.created_by, *words, *names]
+    texts += [*(item.get(key) for item in inputs if isinstance(item, dict) for key in ("path", "sha256"))]
     if (
-        spec.stage not in CATALOG
+        not isinstance(spec.stage, str)
+        or spec.stage not in CATALOG
         or not isinstance(spec.nproc, int)
         or not all(isinstance(item, dict) and isinstance(item.get("bytes"), int) for item in inputs)
         or not all(isinstance(text, str) and "\n" not in text and printable(text) == text for text in texts)
     ):
-        raise LaunchError(
-            f"{spec.run_id} cannot be moved",
-            why="its spec.json does not say what launch writes there",
-            remedy=f"move the folder of {spec.run_id} out of runs/ on its host, then run the same command again",
-            code=Exit.INVALID,
-        )
+        raise _unsound(spec.run_id)
     return spec
 
 

@@ -129,6 +129,7 @@ class Report(Step):
         return {
             "from": source.name,
             "to": target.name,
+            "ended_at": move.now_utc(),
             "run_id": run_id,
             "attempt": went_on.get("attempt"),
             "moved": saved.get("moved", []),

@@ -13,7 +13,7 @@ from launch.doctor import Report
 from launch.errors import LaunchError
 from launch.executors import EXECUTORS, Environment
 from launch.inventory import Host
-from launch.migrate import numbers
+from launch.migrate import numbers, place
 from launch.migrate.finish import cost
 from launch.migrate.move import Move, Subject
 from launch.migrate.prepare import look
@@ -32,6 +32,7 @@ def forecast(move: Move) -> Mapping[str, Any]:
         LaunchError: when a host cannot be asked, or the move would be refused at once.
     """
     source, target = move.asked.source, move.asked.target
+    place.refuse_one_by_looking(move)
     problems = [*_unfit(look(move, move.target, target))]
     found = survey(move)
     try:

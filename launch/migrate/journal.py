@@ -74,6 +74,8 @@ class Journal:
     def begin(self, request: Mapping[str, Any], *, now_utc: str, again: bool) -> None:
         """Take up the move that was begun, or begin one; ``again`` lays an earlier one aside.
 
+        What must be remembered of that one is which names it gave, and that its key may still open the target.
+
         Raises:
             LaunchError: REFUSED when something else was asked for before.
         """
@@ -81,9 +83,10 @@ class Journal:
             path = self.folder / STATE
             os.replace(path, self.folder / f"state-{self._told.get('began_at', 'before')}.json")
             fsync_dir(self.folder)
-            self._told = {"sent": self._told["sent"]}
-        if self._told.get("request", dict(request)) != dict(request):
-            before = ", ".join(f"{key} {value}" for key, value in self._told["request"].items() if value)
+            self._told = {key: self._told[key] for key in ("sent", "bridged") if key in self._told}
+        wanted, given = dict(request), dict(self._told.get("request", request))
+        if {**wanted, **given} != wanted:  # of what an older launch did not write down nothing is known
+            before = ", ".join(f"{key} {value}" for key, value in given.items() if value)
             raise LaunchError(
                 "this move was begun with another request",
                 why=f"it was: {before}; begun at {self._told.get('began_at')}",
@@ -93,6 +96,9 @@ class Journal:
         if "steps" not in self._told:
             self._told = {"began_at": now_utc, "request": dict(request), "steps": {}, "sent": {}, **self._told}
             self._publish()
+        elif given != wanted:
+            self._told["request"] = wanted
+            self._publish()
 
     def _publish(self) -> None:
         publish(self.folder / STATE, to_json(self._told))
@@ -101,6 +107,11 @@ class Journal:
     def began_at(self) -> str:
         """When this move was begun, UTC."""
         return str(self._told.get("began_at", ""))
+
+    @property
+    def ended(self) -> bool:
+        """Whether this move is done, to its report."""
+        return "report" in self
 
     def __contains__(self, step: str) -> bool:
         return step in self._told.get("steps", {})

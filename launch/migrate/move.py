@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from launch.inventory import Host, Inventory
 from launch.migrate import cargo
 from launch.migrate.journal import Journal
 from launch.migrate.upload import Upload
-from launch.runs import control
 from launch.runs.observe import Run
 from launch.runs.start import Ends, Laptop, Request
 from launch.secrets import Secret
@@ -45,6 +45,8 @@ class Asked:
         return {
             "from": f"{self.source.name} {self.source.root}",
             "to": f"{self.target.name} {self.target.root}",
+            "from_ssh": self.source.ssh,
+            "to_ssh": self.target.ssh,
             "run": self.stage,
             "flags": list(self.flags),
             "nproc": self.nproc,
@@ -235,7 +237,7 @@ def data_of(move: Move, runs: Sequence[Run]) -> tuple[list[Data], list[str]]:
     source, root = move.source, move.source_root
     targets = {f"{root}/dataset/{name}": f"{move.target_root}/dataset/{name}" for name in _data_sets(source, root)}
     for run in runs:
-        spec = control.spec_of(run)
+        spec = cargo.spec_of(json.dumps(dict(run.spec)).encode(), run.run_id)  # as it is asked for before the send
         targets |= {read.source: read.target for read in cargo.rebase(spec, root, move.target_root).reads}
     real = _real_paths(source, list(targets))
     listed = list_again(source, "/", [path.lstrip("/") for path in dict.fromkeys(real)])

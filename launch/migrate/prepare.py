@@ -11,7 +11,7 @@ from launch.doctor import Report, Verdict, built_for, examine, targets
 from launch.errors import Exit, LaunchError
 from launch.executors import choose
 from launch.inventory import Host
-from launch.migrate import bridge
+from launch.migrate import bridge, place
 from launch.migrate.move import Move, Step
 from launch.migrate.survey import Survey, need_not_come_home, refuse_without_room, survey
 from launch.runs import control
@@ -54,6 +54,7 @@ class Check(Step):
     def run(self) -> Mapping[str, Any]:
         """The source's faults are said and stop nothing: they may be why it is left."""
         move = self._move
+        place.refuse_one(move)
         for transport, host in ((move.target, move.asked.target), (move.source, move.asked.source)):
             report = look(move, transport, host)
             for check in report.checks:
@@ -61,6 +62,8 @@ class Check(Step):
                     move.voice.say(f"{host.name}: {check.verdict}: {check.name}: {check.found}")
             if transport is move.target:
                 refuse_unfit(report)
+        if bridge.possible(move):
+            bridge.close(move)  # of a launcher that was killed, and whose journal may be gone
         found = survey(move)
         self._room(found)
         for odd in found.left:

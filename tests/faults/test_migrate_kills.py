@@ -64,6 +64,11 @@ def campaign(hosts, whole, *, after, kills):
     same_end(hosts, whole, untouched, after=after)
     again = hosts.launch(*command(after))
     assert again.returncode == 0 and json.loads(again.stdout) == report
+    alive = hosts.old.process.poll() is None
+    assert ("by their names and lengths" if alive else "cannot be told") in again.stderr, again.stderr
+    shown = hosts.launch(*command(after)[:-1])
+    assert shown.returncode == 0 and f"ended at {report['ended_at']}" in shown.stderr
+    assert not any(claim in shown.stderr for claim in ("are, verified", "launch release", "done before"))
     assert sorted(p.name for p in (hosts.run_dir / "attempts").iterdir()) == ["1", "2"]
     return report
 

@@ -11,7 +11,7 @@ import pytest
 
 from launch.argv import bridge as argv
 from launch.errors import Exit, LaunchError
-from launch.migrate import bridge
+from launch.migrate import bridge, prepare
 from launch.migrate.carry import SendData, Verify
 from launch.migrate.survey import straight
 from launch.transport import openssh
@@ -191,6 +191,15 @@ def test_a_way_that_a_killed_launcher_left_open_is_closed_when_nothing_is_left_t
     nothing_is_left(hosts)
 
 
+def test_a_key_that_no_journal_knows_of_is_taken_back_by_the_check_of_the_next_move(hosts):
+    with moving.in_process(hosts) as (move, found):
+        bridge._open(begun(move), straight(found.data))  # its launcher was killed, and its .migrate is gone
+        assert not move.journal.bridged and (hosts.old_root / ".migrate" / "bridge" / "key").exists()
+        assert "minimind-launch-migrate-old" in keys(hosts.new).read_text()
+        prepare.Check(move).run()
+    nothing_is_left(hosts)
+
+
 def test_a_way_that_breaks_in_the_middle_leaves_the_rest_to_the_laptop(hosts, monkeypatch):
     real = argv.send
 
@@ -226,7 +235,7 @@ def test_a_file_that_is_rewritten_meanwhile_is_not_believed(hosts, monkeypatch):
 
 
 def test_without_room_at_home_the_data_may_still_go_straight_there(hosts, monkeypatch):
-    from launch.migrate import prepare, survey
+    from launch.migrate import survey
 
     with moving.in_process(hosts) as (move, found):
         short = survey.SPARE_BYTES + found.home_bytes + found.data_home_bytes - 1

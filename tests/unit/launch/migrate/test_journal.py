@@ -65,3 +65,22 @@ def test_a_journal_that_was_edited_into_nonsense_is_said(tmp_path):
     with pytest.raises(LaunchError) as refused:
         Journal(tmp_path, "a", "b")
     assert refused.value.code == Exit.INVALID and "move it away" in refused.value.remedy
+
+
+def test_a_new_move_knows_that_a_key_of_the_one_before_may_still_open_the_target(tmp_path):
+    journal = begun(tmp_path)
+    journal.bridging(True)
+    journal.begin(ASKED, now_utc="20260102T000000Z", again=True)
+    assert journal.bridged and Journal(tmp_path, "a", "b").bridged
+
+
+def test_a_host_that_has_another_address_now_is_another_request_and_an_older_journal_is_taken_up(tmp_path):
+    journal = begun(tmp_path)  # by a launch that wrote no addresses down
+    at = {**ASKED, "from_ssh": "root@a:1", "to_ssh": "root@b:2"}
+    journal.begin(at, now_utc="20260102T000000Z", again=False)
+    assert journal.began_at == "20260101T000000Z"
+    journal.begin(at, now_utc="20260102T000000Z", again=False)
+    for key in ("from_ssh", "to_ssh"):
+        with pytest.raises(LaunchError) as refused:
+            Journal(tmp_path, "a", "b").begin({**at, key: "root@c:3"}, now_utc="20260102T000000Z", again=False)
+        assert refused.value.code == Exit.REFUSED and at[key] in refused.value.why
