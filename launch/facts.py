@@ -9,22 +9,56 @@ from dataclasses import dataclass
 from typing import Any
 
 MINIMUM_PYTHON = (3, 11)
+BRIEF_S = 10
+NUMBER = re.compile(r"[0-9]{1,12}")
 
-PROBE = r"""
+BRIEF = r"""
+limit=10 label=
+have() { command -v "$1" >/dev/null 2>&1; }
+within() {
+  if have timeout; then timeout -s KILL "$limit" "$@"; return; fi
+  "$@" &
+  asked=$!
+  { sleep "$limit"; kill -KILL "$asked"; } >/dev/null 2>&1 &
+  clock=$!
+  wait "$asked"
+  set -- $?
+  kill "$clock" 2>/dev/null
+  return "$1"
+}
+brief() {
+  within "$@" 3>&-
+  set -- "$1" $?
+  [ "$2" -ne 137 ] || printf 'silent=%s\n' "${label:-${1##*/}}" >&3
+  return "$2"
+}
+free() {
+  label=df
+  brief sh -c '
+    while [ -n "$1" ] && [ ! -d "$1" ]; do set -- "${1%/*}"; done
+    exec df -Pk "${1:-/}"
+  ' sh "$1" 2>/dev/null | tail -n 1
+  label=
+}
+exec 3>&1
+""".replace("limit=10", f"limit={BRIEF_S}")
+"""Shell: ``brief COMMAND …`` ends what does not answer (``df`` on a stale mount) and prints ``silent=COMMAND`` then."""
+
+PROBE = (
+    BRIEF
+    + r"""
 root=$1 wanted=$2
 shift 2
 case $root in "~") root=$HOME ;; "~/"*) root=$HOME/${root#"~/"} ;; esac
 PATH=$PATH:/usr/local/bin:/opt/homebrew/bin:$HOME/miniconda3/bin:/root/miniconda3/bin:/opt/conda/bin
 say() { printf '%s=%s\n' "$1" "$2"; }
-have() { command -v "$1" >/dev/null 2>&1; }
-brief() { if have timeout; then timeout 10 "$@"; else "$@"; fi; }
 say clock "$(date +%s.%N)"
 say root "$root"
 say home "$HOME"
 say now "$(date +%s)"
 say system "$(uname -s)"
 say arch "$(uname -m)"
-say user "$(id -un 2>/dev/null || id -u)"
+say user "$(brief id -un 2>/dev/null || id -u)"
 say uid "$(id -u)"
 say gid "$(id -g)"
 say cpus "$(getconf _NPROCESSORS_ONLN 2>/dev/null || nproc 2>/dev/null || sysctl -n hw.ncpu)"
@@ -44,17 +78,15 @@ if have nvidia-smi; then
   } &
 fi
 for python in ${wanted:+"$wanted"} $([ -n "$wanted" ] || echo python3 python3.13 python3.12 python3.11 python); do
-  found=$("$python" -c 'import sys; v = sys.version_info; print("%d.%d.%d" % v[:3], sys.executable)' 2>/dev/null)
+  found=$(brief "$python" -c 'import sys; v = sys.version_info; print("%d.%d.%d" % v[:3], sys.executable)' 2>/dev/null)
   say python "$found"
   case $found in 3.1[1-9].* | 3.[2-9][0-9].*) break ;; esac
 done
 tag=${found#*.}
 tag=cp${found%%.*}${tag%%.*}-$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m)
-folder=$root
-while [ -n "$folder" ] && [ ! -d "$folder" ]; do folder=${folder%/*}; done
-say df "$(df -Pk "${folder:-/}" 2>/dev/null | tail -n 1)"
+say df "$(free "$root")" &
 version='import sys; print("cp%d%d" % sys.version_info[:2])'
-starts() { [ -f "$1/pyvenv.cfg" ] && [ "$("$1/bin/python" -I -S -c "$version" 2>/dev/null)" = "${tag%%-*}" ]; }
+starts() { [ -f "$1/pyvenv.cfg" ] && [ "$(brief "$1/bin/python" -I -S -c "$version" 2>/dev/null)" = "${tag%%-*}" ]; }
 sha() { if have sha256sum; then sha256sum; else shasum -a 256; fi; }
 for path in "$@"; do
   case $path in *@python*) path=${path%%@python*}$tag${path#*@python} ;; esac
@@ -65,12 +97,14 @@ for path in "$@"; do
   elif [ -d "$path" ]; then say path folder; else say path none; fi
 done
 """
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
     """A host as it is now. ``root`` is absolute; ``now`` is its clock, seconds since the epoch.
 
+    ``now`` is None where its ``date`` tells no time.
     ``memory_dir`` is a folder in memory that anybody may write into.
     """
 
@@ -81,7 +115,7 @@ class HostFacts:
     gid: int
     home: str
     root: str
-    now: float
+    now: float | None
     cpus: int
     in_container: bool
     docker_usable: bool
@@ -156,7 +190,10 @@ def parse(text: str) -> HostFacts:
         key, equals, value = line.partition("=")
         if equals:
             values.setdefault(key, []).append(value.strip())
-    missing = [key for key in ("root", "home", "now", "system", "uid", "gid") if not values.get(key, [""])[0]]
+    missing = [key for key in ("root", "home", "system", "uid", "gid") if not values.get(key, [""])[0]]
+    missing += [
+        f"number for {key}" for key in ("uid", "gid") if not re.fullmatch(r"\d{0,10}", values.get(key, [""])[0])
+    ]
     if missing:
         raise ValueError(f"the probe printed no {', '.join(missing)}")
 
@@ -173,8 +210,8 @@ def parse(text: str) -> HostFacts:
         gid=int(one("gid")),
         home=one("home"),
         root=one("root").rstrip("/") or "/",
-        now=float(one("now")),
-        cpus=int(one("cpus") or 1),
+        now=float(one("now")) if NUMBER.fullmatch(one("now")) else None,
+        cpus=int(one("cpus")) if NUMBER.fullmatch(one("cpus")) else 1,
         in_container=one("in_container") == "1",
         docker_usable=str(engine.get("ServerVersion", ""))[:1].isdigit(),
         docker_has_nvidia="nvidia" in (engine.get("Runtimes") or {}) or one("gpus_option") == "1",

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from launch.facts import BRIEF
+
 OFFSET_DIFFERS, CANNOT_STORE, BUSY, TORN, NO_ENGINE = 65, 74, 75, 70, 69
 
-LOOK = r"""
-folder=$1 pieces=$2
+LOOK = (
+    BRIEF
+    + r"""folder=$1 pieces=$2
 docker version --format 'engine={{.Server.Version}}' 2>/dev/null || exit 69
 ids=$(docker image ls --all --quiet --no-trunc) || exit 69
 [ -z "$ids" ] || docker image inspect --format 'layers={{json .RootFS.Layers}}' $(echo "$ids" | sort -u)
 for tool in zstd gzip; do if command -v "$tool" >/dev/null 2>&1; then echo "tool=$tool"; fi; done
-free() {
-  place=$1
-  while [ -n "$place" ] && [ ! -d "$place" ]; do place=${place%/*}; done
-  df -Pk "${place:-/}" 2>/dev/null | tail -n 1
-}
 at=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null)
 if [ -d "$at" ]; then echo "engine_free=$(free "$at")"; fi
 echo "folder_free=$(free "$folder")"
@@ -28,6 +26,7 @@ sha() { if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 
 done
 exit 0
 """
+)
 """Prints key=value lines: the engine, the layers of each image, tools, free space, and of each piece what has come."""
 
 RECEIVE = r"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from launch.doctor.check import Check, amount, ok, unfit, warn
 from launch.doctor.probe import Answers
-from launch.facts import HostFacts
+from launch.facts import BRIEF_S, HostFacts
 
 LEAST_BYTES, ROOMY_BYTES = 2_000_000_000, 20_000_000_000
 """Below the first a run cannot even save; below the second an environment and a few checkpoints do not fit."""
@@ -97,7 +97,7 @@ def judge(told: Answers, facts: HostFacts, *, host: str, rented: bool, virtual: 
     disks = read(told)
     home = max((disk for disk in disks if disk.holds(facts.root)), key=lambda disk: len(disk.path), default=None)
     if home is None:
-        return [warn("disk", "`df` tells nothing", f"look at {facts.root} by hand")]
+        return [_untold(told, facts)]
     wanted = [disk for disk in disks if disk is not home and _is_for_data(disk, home)]
     larger = max(
         (d for d in wanted if not d.readonly and not NETWORK.fullmatch(d.kind)),
@@ -113,6 +113,17 @@ def judge(told: Answers, facts: HostFacts, *, host: str, rented: bool, virtual: 
         name = f"disk {disk.path}"
         checks.append(_root(name, said, disk, facts, host=host, larger=larger) if disk is home else ok(name, said))
     return checks
+
+
+def _untold(told: Answers, facts: HostFacts) -> Check:
+    room = "" if facts.free_bytes is None else f"; {amount(facts.free_bytes)} free where {facts.root} lies"
+    if "df" not in told.all("silent"):
+        return warn("disk", f"`df` tells nothing{room}", f"look at {facts.root} by hand")
+    said = f"df did not answer in {BRIEF_S} s: a network mount whose server is gone is the likely cause{room}"
+    remedy = "find the mount (`cat /proc/mounts`) and let it go: `umount -f -l PATH`"
+    if facts.free_bytes is not None and facts.free_bytes < LEAST_BYTES:
+        return unfit("disk", said, f"free space there; {remedy}")
+    return warn("disk", said, remedy)
 
 
 def _is_for_data(disk: Disk, home: Disk) -> bool:

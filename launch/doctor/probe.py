@@ -54,15 +54,15 @@ for thread in threads:
 
 MORE = r"""
 lines() { key=$1; shift; brief "$@" 2>/dev/null | while IFS= read -r line; do say "$key" "$line"; done; }
-if "$python" -c '' 2>/dev/null; then
+if brief "$python" -c '' 2>/dev/null; then
   "$python" -c "$network" "$targets" 2>/dev/null &
-  say encoding "$("$python" -c 'import sys; print(sys.getfilesystemencoding())' 2>/dev/null)"
+  say encoding "$(brief "$python" -c 'import sys; print(sys.getfilesystemencoding())' 2>/dev/null)"
 fi
 if have docker; then
   built='{{index .Config.Labels "org.minimind.cuda"}} {{index .Config.Labels "org.minimind.driver"}}'
   say image "$(brief docker image inspect --format "$built" "$image" 2>/dev/null)" &
 fi
-if have systemd-detect-virt; then say virt "$(systemd-detect-virt 2>/dev/null)"; fi
+if have systemd-detect-virt; then say virt "$(brief systemd-detect-virt 2>/dev/null)"; fi
 if grep -q '^flags.* hypervisor' /proc/cpuinfo 2>/dev/null; then say hypervisor 1; fi
 if have nvidia-smi; then
   { brief nvidia-smi -q -x 2>/dev/null; echo "code $?"; } | while IFS= read -r line; do say smi "$line"; done &
@@ -80,19 +80,19 @@ for device in /sys/bus/pci/devices/*; do
   fi
 done
 say pci_gpus "$pci"
-if dmesg >/dev/null 2>&1; then
+if brief dmesg >/dev/null 2>&1; then
   say kernel_log 1
-  dmesg 2>/dev/null | grep -F 'NVRM: Xid' | tail -n 50 | while IFS= read -r line; do say xid "$line"; done
+  brief dmesg 2>/dev/null | grep -F 'NVRM: Xid' | tail -n 50 | while IFS= read -r line; do say xid "$line"; done
 fi
 grep -ls nvidia.com/gpu /etc/cdi/* /var/run/cdi/* 2>/dev/null | while IFS= read -r line; do say cdi "$line"; done
-lines disk df -Pk
-lines inodes df -Pi
+lines disk df -Pk &
+lines inodes df -Pi &
 if [ -r /proc/mounts ]; then while IFS= read -r line; do say mount "$line"; done </proc/mounts; fi
 say nofile "$(ulimit -S -n) $(ulimit -H -n)"
 say memlock "$(ulimit -S -l 2>/dev/null) $(ulimit -H -l 2>/dev/null)"
 if have rsync; then
-  say rsync_version "$(rsync --version 2>/dev/null | head -n 1)"
-  say rsync_package "$(dpkg-query -W -f '${Version}' rsync 2>/dev/null)"
+  say rsync_version "$(brief rsync --version 2>/dev/null | head -n 1)"
+  say rsync_package "$(brief dpkg-query -W -f '${Version}' rsync 2>/dev/null)"
 fi
 say ram "$(grep -s '^MemTotal:' /proc/meminfo | tr -dc 0-9)"
 for file in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do

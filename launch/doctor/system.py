@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from launch.doctor import disks
 from launch.doctor.check import Check, amount, ok, unfit, warn
 from launch.doctor.probe import Answers, Target
-from launch.facts import HostFacts, docker_info
+from launch.facts import BRIEF_S, HostFacts, docker_info
 from launch.inventory import Host
 
 SAFE_RSYNC = (3, 5, 0)
@@ -44,6 +44,7 @@ def judge(
         _python(facts, host, executor),
         _encoding(told),
         *_network(told, targets),
+        *_silent(told),
     ]
 
 
@@ -55,6 +56,8 @@ def _ssh(host: Host, facts: HostFacts, clock: Clock) -> Check:
 
 def _clock(told: Answers, facts: HostFacts, clock: Clock) -> Check:
     there = told.number("clock") or facts.now
+    if there is None:
+        return warn("clock", "its `date` tells no time", "log in and see what `date +%s` prints")
     middle, half = (clock.heard_at + clock.asked_at) / 2, (clock.heard_at - clock.asked_at) / 2
     half += 0.0 if "." in told.one("clock") else 1.0  # a clock told in whole seconds
     off = there - middle
@@ -121,7 +124,7 @@ def _docker(told: Answers, facts: HostFacts, host: Host, executor: str) -> Check
 def _shm(told: Answers, executor: str, ranks: int) -> Check:
     size = disks.shared_memory(told)
     if size is None:
-        return ok("shm", "no /dev/shm")
+        return ok("shm", "not told" if "df" in told.all("silent") else "no /dev/shm")
     if executor == "docker":
         return ok("shm", f"{amount(size)}; containers of launch get their own")
     if ranks > 1 and size < SHM_BYTES_PER_RANK * ranks:
@@ -183,6 +186,13 @@ def _encoding(told: Answers) -> Check:
     if encoding.lower() == "utf-8":
         return ok("locale", "file names are UTF-8")
     return warn("locale", f"file names are {encoding}", "export PYTHONUTF8=1 in the login shell's profile")
+
+
+def _silent(told: Answers) -> list[Check]:
+    """What had to be ended, but for ``df``, of which the disks tell."""
+    remedy = "log in and see what it waits for"
+    names = sorted(set(told.all("silent")) - {"df", ""})
+    return [warn(f"probe {name}", f"{name} did not answer in {BRIEF_S} s", remedy) for name in names]
 
 
 def _network(told: Answers, targets: Sequence[Target]) -> list[Check]:

@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import tarfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,7 +153,7 @@ def _look(transport: Transport, root: str | None, run_id: str) -> _Look:
     losses, steps = _last_metrics(metrics.decode(errors="replace"))
     return _Look(
         root=facts.get("root", ""),
-        now=float(facts["now"]),
+        now=float(facts["now"]) if re.fullmatch("[0-9]{1,12}", facts["now"]) else time.time(),
         boot_id=facts.get("boot_id") or None,
         files={
             run: dataclasses.replace(

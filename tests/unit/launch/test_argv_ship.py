@@ -13,6 +13,11 @@ def test_pieces_are_named_by_the_caller_and_never_joined():
     assert ship.save("sha256:1") == ["docker", "save", "sha256:1"]
 
 
+def test_the_look_at_an_engine_waits_for_no_df_without_end():
+    script = ship.look("/a b", pieces=False)[2]
+    assert "brief()" in script and "folder_free=$(free " in script
+
+
 def test_a_look_into_an_image_has_no_network_and_pulls_nothing():
     words = tidy.packages("sha256:1", "print()")
     assert words[-3:] == ["sha256:1", "-c", "print()"]

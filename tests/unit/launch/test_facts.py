@@ -1,5 +1,6 @@
 """The probe: what it prints on this machine, and how every answer of other machines is read."""
 
+import os
 import pathlib
 import platform
 import subprocess
@@ -8,7 +9,9 @@ import pytest
 
 from launch.environment import virtual
 from launch.facts import parse, parse_paths, probe
+from minimind.process import kernel_state
 
+STUCK = "#!/bin/sh\ntrap '' TERM\necho $$ >>{pids}\nwhile :; do sleep 0.1; done\n"
 MINIMAL = "root=/r\nhome=/home/me\nnow=1700000000\nsystem=Linux\nuid=1000\ngid=1000\n"
 
 
@@ -35,6 +38,29 @@ def test_files_and_folders_are_told_apart_and_the_root_stands_for_itself(tmp_pat
     assert there["@/a file"].bytes == 3
     assert there["@/a file"].sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert there[str(tmp_path)].sha256 is None
+
+
+@pytest.mark.parametrize("timeout", ["have timeout", "false"])
+def test_a_df_that_hangs_is_named_and_ended_and_all_else_is_told(tmp_path, timeout):
+    """As on a stale network mount, also where there is no timeout(1); it does not listen to TERM."""
+    (tmp_path / "df").write_text(STUCK.format(pids=tmp_path / "pids"))
+    (tmp_path / "df").chmod(0o755)
+    more = "say last words\n{ brief df -Pk | while read -r line; do say disk no; done; } &\n"
+    argv = probe("~/a b", None, ["/"], more=more)
+    argv[2] = argv[2].replace("limit=10", "limit=1").replace("have timeout", timeout)
+    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    told = subprocess.run(argv, capture_output=True, text=True, check=True, env=path, timeout=8).stdout
+    found = parse(told)
+    assert found.python_ready and found.free_bytes is None and "path=folder" in told and "last=words" in told
+    assert told.count("silent=df\n") == 2
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2 and all(kernel_state(pid) in ("", "Z", "X") for pid in pids)
+
+
+def test_a_date_that_tells_no_time_is_no_time():
+    assert parse(MINIMAL.replace("1700000000", "abc")).now is None and parse(MINIMAL).now == 1700000000
+    with pytest.raises(ValueError, match="number for uid"):
+        parse(MINIMAL.replace("uid=1000", "uid=me"))
 
 
 def test_shell_words_in_paths_are_only_words(tmp_path):

@@ -63,6 +63,20 @@ def verdict(checks, name):
     return str(checks[name].verdict)
 
 
+def test_what_did_not_answer_is_named_with_the_likely_cause():
+    checks = look("df=/dev/nvme0n1 524288000 10485760 513802240 2% /root/autodl-tmp", "silent=df", without=["disk="])
+    assert checks["disk"].found.startswith("df did not answer in 10 s: a network mount whose server is gone")
+    assert "526.1 GB free" in checks["disk"].found and verdict(checks, "disk") == "warn"
+    assert checks["shm"].found == "not told"
+    checks = look("df=x 524288000 10485760 1024 2% /", "silent=df", "silent=docker", without=["disk="])
+    assert verdict(checks, "disk") == "unfit" and checks["probe docker"].found == "docker did not answer in 10 s"
+
+
+def test_a_clock_that_tells_no_time_is_a_warning():
+    checks = look("clock=abc", "now=abc", without=["clock=", "now="])
+    assert checks["clock"].found == "its `date` tells no time" and verdict(checks, "clock") == "warn"
+
+
 @pytest.mark.parametrize("kind", ["4090", "8x4090", "A100", "H100"])
 def test_sound_cards_are_ok(kind):
     card = CARDS[kind]
