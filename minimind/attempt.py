@@ -19,7 +19,7 @@ from minimind.config import UsageError
 from minimind.durable import AlreadyHeld, hold, is_disk_full, publish, to_json, verified_weights
 from minimind.process import boot_id, kill_all, start_time
 from minimind.pulse import Phase, Pulse, Watch, died, last_metrics_step
-from minimind.rundir import Reason, RunDir, RunError, RunSpec, new_run_id
+from minimind.rundir import BY_HAND, Reason, RunDir, RunError, RunSpec, new_run_id
 
 WATCH_S = 1.0
 BLAME_S = 3.0
@@ -147,7 +147,7 @@ class Attempt:
                 stage=stage,
                 flags=argv,
                 nproc=int(os.environ.get("WORLD_SIZE", "1")),
-                executor="none",
+                executor=BY_HAND,
                 created_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             )
             publish(self.dir.spec, spec.to_json(), mode=0o444)

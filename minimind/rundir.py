@@ -22,6 +22,8 @@ from minimind.durable import to_json as to_json
 
 BEAT_INTERVAL_S = 10.0
 BEAT_STALE_S = 60.0
+BY_HAND = "none"
+"""The executor in the spec of a run that somebody started with ``python -m minimind``."""
 RUN_ID = re.compile(r"\d{8}-\d{6}-[a-z][a-z0-9_]*-[0-9a-f]{4}")
 CHECKPOINT = re.compile(r"step-(\d{8})")
 
@@ -247,8 +249,9 @@ def derive(files: RunFiles, alive: bool | None, host_now: float, *, boot_id: str
     if alive is None:
         return verdict(State.UNKNOWN)
     if alive:
-        if beat is None:
-            return verdict(State.STARTING)
+        if beat is None:  # nobody beats for a run that was started by hand
+            by_hand = bool(files.spec and files.spec.get("executor") == BY_HAND)
+            return verdict(State.RUNNING if by_hand and last_step else State.STARTING)
         stale = host_now - _int(beat.get("time")) > BEAT_STALE_S
         return verdict(State.STALLED if stale else State.RUNNING if beat.get("training") else State.STARTING)
     if attempt == 0 and not handle:

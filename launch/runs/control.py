@@ -12,13 +12,13 @@ from typing import Any
 from launch import environment
 from launch.errors import Exit, LaunchError
 from launch.executors import EXECUTORS, Environment, Executor
-from launch.runs import forecast, names
+from launch.runs import by_hand, forecast, names
 from launch.runs.observe import Run, observe
 from launch.runs.start import Ends, Laptop, attempt_of
 from launch.secrets import Secret
 from launch.transport import Transport
 from launch.voice import Voice
-from minimind.rundir import RunError, RunSpec, State, to_json
+from minimind.rundir import BEAT_STALE_S, BY_HAND, RunError, RunSpec, State, to_json
 
 POLL_S = 0.5
 UNSTOP = 'rm -f -- "$1/stop"'
@@ -29,13 +29,15 @@ def stop(transport: Transport, run: Run, voice: Voice, *, timeout_s: float, now:
 
     Raises:
         LaunchError: INCOMPLETE when it has not ended within ``timeout_s``; it has been asked all the same.
-            HOST_NOT_READY at once when nobody can tell whether it lives.
+            HOST_NOT_READY at once when nobody can tell whether it lives; REFUSED when one started by hand seems to.
     """
     if run.state.state.ended or run.state.state is State.PREPARED:
         return run
     if run.state.state is State.UNKNOWN:
         if not now:  # if it lives, it sees this
             transport.publish(f"{run.run_dir}/stop", b"")
+        if run.spec.get("executor") == BY_HAND:
+            return _settled(transport, run, now=now)
         raise _unknown(run, "stop was asked for all the same; " if not now else "nothing was ended; ")
     if now:
         _executor(run).stop(transport, run.run_id, {**run.handle, "attempt": run.state.attempt})
@@ -55,20 +57,52 @@ def stop(transport: Transport, run: Run, voice: Voice, *, timeout_s: float, now:
             raise _unknown(run, "it was asked to stop; ")
         time.sleep(POLL_S)
     if now and found.state.state is State.LOST:  # its supervisor could not say so any more: nobody else will
-        transport.publish(f"{run.run_dir}/attempts/{found.state.attempt}/exit.json", to_json(_ended_by_force(found)))
+        _record(transport, found, _ended_by_force(found))
         found = _again(transport, run)
     return found
 
 
+def _settled(transport: Transport, run: Run, *, now: bool) -> Run:
+    """One that was started by hand, elsewhere: only who started it knows. ``now`` takes their word that it ended."""
+    signs = by_hand.look(transport, run.root, [run.run_id]).get(run.run_id)
+    if signs is None:
+        return _again(transport, run)
+    known = f"{signs.who}, {signs.here} was asked; {signs.heard}, its last step is {run.state.last_step}"
+    if signs.quiet_s is not None and signs.quiet_s < BEAT_STALE_S:
+        raise LaunchError(
+            f"{run.run_id} seems to be alive",
+            why=known,
+            remedy=f"end it where it runs; if it has ended, the same {BEAT_STALE_S:.0f} s after its last word",
+            code=Exit.REFUSED,
+        )
+    if not now:
+        raise LaunchError(
+            f"whether {run.run_id} is alive cannot be told",
+            why=f"it was started by hand: {known}. It was asked to stop all the same",
+            remedy=f"look where it was started; if it has ended there, `launch stop --now {run.run_id}` records that",
+            code=Exit.HOST_NOT_READY,
+        )
+    why = f"`launch stop --now`: whether it lived could not be told, and its user says that it has ended; {known}"
+    _record(transport, run, {**_ended_by_force(run), "what": "declared to have ended", "why": why})
+    return _again(transport, run)
+
+
+def _record(transport: Transport, run: Run, ended: Mapping[str, Any]) -> None:
+    transport.publish(f"{run.run_dir}/attempts/{run.state.attempt}/exit.json", to_json(ended))
+
+
 def _ended_by_force(run: Run) -> dict[str, Any]:
+    hand = run.spec.get("executor") == BY_HAND
+    who = "it was started by hand and could not say so" if hand else "its supervisor did not answer and was killed, too"
+    again = "the same command again" if hand else "`launch resume`"
     return {
         "attempt": run.state.attempt,
         "code": -9,
         "reason": None,
         "stopped": "now",
         "what": "stopped at once, as it was asked to",
-        "why": "`launch stop --now`; its supervisor did not answer and was killed, too",
-        "remedy": "`launch resume` goes on from the last checkpoint; the steps since then are lost",
+        "why": f"`launch stop --now`; {who}",
+        "remedy": f"{again} goes on from the last checkpoint; the steps since then are lost",
         "weights": [],
         "last_step": run.state.last_step,
         "ended_at": time.time(),
@@ -76,6 +110,13 @@ def _ended_by_force(run: Run) -> dict[str, Any]:
 
 
 def _unknown(run: Run, done: str) -> LaunchError:
+    if run.spec.get("executor") == BY_HAND:
+        return LaunchError(
+            f"whether {run.run_id} is alive cannot be told",
+            why=f"{done}it was started by hand, perhaps on another machine than {run.host}",
+            remedy=f"look where it was started; `launch stop {run.run_id}` says what is known",
+            code=Exit.HOST_NOT_READY,
+        )
     return LaunchError(
         f"whether {run.run_id} is alive cannot be told",
         why=f"{done}its {run.spec.get('executor')} executor does not answer on {run.host}",

@@ -16,8 +16,9 @@ from typing import Any
 
 from launch.errors import Exit, LaunchError, printable
 from launch.executors import EXECUTORS
+from launch.runs import by_hand
 from launch.transport import Transport
-from minimind.rundir import RUN_ID, RunFiles, RunState, State, derive
+from minimind.rundir import BY_HAND, RUN_ID, RunFiles, RunState, State, derive
 
 MAX_JSON_BYTES = 1 << 20
 
@@ -103,7 +104,7 @@ def observe(transport: Transport, *, root: str | None = None, run_id: str = "") 
     look, alive = _look(transport, root, run_id), dict[str, bool | None]()
     for _ in range(3):
         handles = {run: _handle(read) for run, read in look.files.items()}
-        alive = _alive(transport, look.files)
+        alive = _alive(transport, look)
         if not any(_state(look, run, alive).state is State.LOST for run in alive):
             break
         # it may have written its last words between our two questions, or been resumed: what is dead, read once more
@@ -166,13 +167,15 @@ def _look(transport: Transport, root: str | None, run_id: str) -> _Look:
     )
 
 
-def _alive(transport: Transport, files: Mapping[str, RunFiles]) -> dict[str, bool | None]:
-    unsettled = {run: read for run, read in files.items() if derive(read, None, 0.0).state is State.UNKNOWN}
+def _alive(transport: Transport, look: _Look) -> dict[str, bool | None]:
+    unsettled = {run: read for run, read in look.files.items() if derive(read, None, 0.0).state is State.UNKNOWN}
     alive: dict[str, bool | None] = {}
     for name, executor in EXECUTORS.items():
         handles = {run: _handle(read) for run, read in unsettled.items() if _executor(read) == name}
         if handles:
             alive |= executor.status(transport, handles)
+    if hand := [run for run, read in unsettled.items() if _executor(read) == BY_HAND]:
+        alive |= {run: signs.alive for run, signs in by_hand.look(transport, look.root, hand).items()}
     return alive
 
 
