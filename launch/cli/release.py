@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from launch.cli import session
-from launch.errors import printable
+from launch.errors import Exit, LaunchError, printable
 from launch.inventory import LOCAL, Host, Inventory
 from launch.release import Findings, check, give_back
 from launch.transport import connect
@@ -50,12 +50,22 @@ def release(host: str, folder: Path | None, without_weights: bool, dry_run: bool
     if chosen.name == LOCAL:
         raise click.UsageError("local is this machine: there is nothing to give back")
     findings = _check(known, chosen, folder, without_weights=without_weights)
+    if dry_run and as_json:
+        session.print_json({**findings.to_dict(), "release_command": chosen.release_command})
     _tell(findings)
     findings.refuse()
     if dry_run:
         session.terminal.say(f"would run: {chosen.release_command or 'nothing: there is no release_command'}")
         return 0
-    receipt = give_back(chosen, findings, home=known.home, now=lambda: datetime.now(UTC))
+    try:
+        receipt = give_back(chosen, findings, home=known.home, now=lambda: datetime.now(UTC))
+    except KeyboardInterrupt:
+        raise LaunchError(
+            f"interrupted while the release_command of {host} ran: the host may be gone, or its clock still runs",
+            why="how far the command came is not known here, and no receipt was written",
+            remedy="look in the provider's console; while the host is there, run the same again",
+            code=Exit.INTERRUPTED,
+        ) from None
     spent = "" if receipt.spent_at_least is None else f", at least {receipt.spent_at_least} {receipt.currency} spent"
     session.terminal.say(f"{host} was released at {receipt.released_at}{spent}; next: launch host forget {host}")
     if as_json:
