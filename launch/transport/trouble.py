@@ -63,9 +63,18 @@ def explain(error: Exception, *, host: Host, connection: Any, inventory: Invento
                 f"start it, or correct hosts.{host.name}.ssh in {inventory.path}",
             )
     if isinstance(error, paramiko.AuthenticationException) or (wire is not None and wire.initial_kex_done):
+        tried = (
+            "none of this user's keys"
+            if host.identity_file is None
+            else f"neither {host.identity_file} nor another key"
+        )
+        tries = (
+            "; or it hung up before the right one was tried: a server takes six tries (MaxAuthTries: Too many "
+            "authentication failures), and an agent offers every key that it has"
+        )
         return trouble(
             f"{connection.user} is not let in",
-            f"{where} accepts none of this user's keys ({error})",
+            f"{where} accepts {tried} ({error or 'it hung up'}){'' if host.identity_file else tries}",
             f"name the key: identity_file below [hosts.{host.name}]; or put it there: `{again} --install-key`",
         )
     if isinstance(error, paramiko.SSHException | EOFError):
