@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
+
+PATIENCE_S = 5.0
 
 
 class Voice(Protocol):
@@ -31,3 +34,15 @@ class Supposed:
         """One line about bytes that would move."""
         self.say(f"{label} ({total_bytes} bytes)")
         return nullcontext(lambda _bytes: None)
+
+
+@contextmanager
+def waiting(voice: Voice, text: str, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
+    """Say once what is being waited for, if that takes longer than ``patience_s``."""
+    timer = threading.Timer(patience_s, voice.say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

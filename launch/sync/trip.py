@@ -15,7 +15,7 @@ from launch.sync.courier import Courier
 from launch.sync.listing import WEIGHTS_SUFFIXES, Listing, RemoteFile, hashed, list_again, list_files
 from launch.sync.store import Store
 from launch.transport import Transport
-from launch.voice import Voice
+from launch.voice import Voice, waiting
 
 SPARE_BYTES = 16 << 20
 PAUSES_S = (0.0, 0.5, 2.0)
@@ -38,7 +38,9 @@ class Trip:
 
     def look(self) -> Listing:
         """What there is, of use to this trip; not yet hashed."""
-        listing = list_files(self._transport, self._root, ["out", f"runs/{self._run_id}" if self._run_id else "runs"])
+        tops = ["out", f"runs/{self._run_id}" if self._run_id else "runs"]
+        with waiting(self._voice, f"waiting for {self._host} to list what lies in {self._root}"):
+            listing = list_files(self._transport, self._root, tops)
         self._began_s = listing.now_s
         if self._run_id is None:
             return listing
