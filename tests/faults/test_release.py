@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import platform
 import shutil
 import struct
 import zipfile
@@ -222,6 +223,19 @@ def test_the_check_hashes_afresh_whatever_a_sync_remembers(far):
 def priced(far, command):
     with open(far.home / "launch.toml", "a") as file:
         file.write(f'price_per_hour = 12.5\nrelease_command = "{command}"\n')
+
+
+def test_a_living_trainer_that_was_started_by_hand_keeps_the_host(far):
+    alive(far, sync=False)
+    run = far.root / "runs" / RUN
+    owner = json.loads((run / "handle.json").read_bytes())
+    put(run / "lock" / "owner.json", json.dumps({**owner, "host": platform.node()}).encode())
+    put(run / "spec.json", json.dumps({"run_id": RUN, "executor": "none"}).encode())
+    direct(far, now_utc="20260102T000000Z")
+    assert [(gap.path, gap.why) for gap in gaps(far)] == [(RUN, "it is RUNNING")]
+    put(run / "lock" / "owner.json", json.dumps({**owner, "start_time": "1", "host": platform.node()}).encode())
+    direct(far, now_utc="20260103T000000Z")
+    assert gaps(far) == ()
 
 
 def test_release_runs_the_command_only_without_gaps_and_writes_a_receipt(far):
