@@ -128,17 +128,20 @@ def shares(transport: Transport, root: str, folder: Path) -> str | None:
 
     An empty file is made in each for a moment, and looked for on the host. None too where nothing can be made.
     """
-    for top in ("out", "runs"):
-        mark = folder / top / f".tmp-{secrets.token_hex(8)}"
-        with contextlib.suppress(OSError):
-            mark.touch(exist_ok=False)
-            try:
-                seen = transport.read(["sh", "-c", '[ -e "$1" ]', "sh", f"{root}/{top}/{mark.name}"], check=False)
-            finally:
-                mark.unlink()
-            if seen.code == 0:
-                return top
-    return None
+    name = f".tmp-{secrets.token_hex(8)}"
+    made = []
+    try:
+        for top in ("out", "runs"):
+            with contextlib.suppress(OSError):
+                (folder / top / name).touch(exist_ok=False)
+                made.append(top)
+        look = 'cd "$1" && shift && for mark in "$@"; do if [ -e "$mark" ]; then echo "$mark"; exit; fi; done'
+        words = ["sh", "-c", look, "sh", root, *(f"{top}/{name}" for top in made)]
+        seen = transport.read(words, check=False).text if made else ""
+    finally:
+        for top in made:
+            (folder / top / name).unlink(missing_ok=True)
+    return seen.partition("/")[0] or None
 
 
 def not_onto_itself(transport: Transport, root: str, folder: Path, *, dry: bool) -> None:
