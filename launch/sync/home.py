@@ -141,7 +141,7 @@ def shares(transport: Transport, root: str, folder: Path) -> str | None:
     finally:
         for top in made:
             (folder / top / name).unlink(missing_ok=True)
-    return seen.partition("/")[0] or None
+    return next((top for top in made if seen == f"{top}/{name}"), None)
 
 
 def not_onto_itself(transport: Transport, root: str, folder: Path, *, dry: bool) -> None:
