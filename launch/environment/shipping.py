@@ -21,7 +21,7 @@ from launch.voice import Voice
 from minimind.durable import sha256_file
 
 SLACK_BYTES = 64 << 20
-BUSY_S = 10.0
+BUSY_S = 5.0
 COPIES = 2
 """Of the unpacked layers while an engine loads: its own copy of the archive, and what becomes of it."""
 

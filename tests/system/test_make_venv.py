@@ -126,7 +126,7 @@ def test_wheels_are_not_sent_where_there_is_no_room_for_them_too(far):
     assert [path.name for path in (far.home.root / "env").iterdir()] == [f"{NAME}.lock"]
 
 
-@pytest.mark.parametrize("fixture", ["far_with_wheels", "far"])
+@pytest.mark.parametrize("fixture", [pytest.param("far_with_wheels", marks=pytest.mark.soak), "far"])
 def test_a_disk_that_fills_up_is_called_that_and_what_was_half_made_is_gone(fixture, request):
     far = request.getfixturevalue(fixture)
     enlarge(far.shop)

@@ -116,6 +116,7 @@ def test_a_dry_run_counts_the_layers_that_an_engine_lacks(two, stopped, between,
     assert 100 << 20 < shipped < plan["send_bytes"] and plan["before"]["nproc"] == 1
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_run_of_this_machine_whose_root_is_the_home_folder_moves_and_nothing_here_is_copied(two, stopped, between):
     with between(End("local", root="."), End("new", two[1])) as hosts:
@@ -133,6 +134,7 @@ def test_a_run_of_this_machine_whose_root_is_the_home_folder_moves_and_nothing_h
         assert after == before
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_run_moves_home_into_the_root_of_this_machine(two, stopped, between):
     with between(End("old", two[0]), End("local")) as hosts:

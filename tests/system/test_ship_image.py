@@ -253,6 +253,7 @@ def test_a_host_without_zstd_is_sent_gzip(tmp_path, far, images):
         server.stop()
 
 
+@pytest.mark.soak  # test_while_an_engine_loads_nobody_takes_the_pieces_away meets the same lock
 def test_two_shipments_to_one_host_do_not_mix(home, images):
     (home.root / "images").mkdir(parents=True)
     with open(home.root / "images" / "lock", "w") as held:
@@ -341,7 +342,9 @@ def test_a_run_whose_image_does_not_arrive_starts_nothing(home, far, faults):
         docker("rmi", "--force", image_id, check=False)
 
 
-@pytest.mark.parametrize("other", ["org.minimind.code", "org.minimind.lock", "layers"])
+@pytest.mark.parametrize(
+    "other", [pytest.param("org.minimind.code", marks=pytest.mark.soak), "org.minimind.lock", "layers"]
+)
 def test_a_run_takes_no_image_of_the_right_name_that_was_made_from_something_else(home, far, other):
     labels, reference = engines.as_made_here(), f"{NAME}:ours"
     theirs = labels if other == "layers" else labels | {other: "deadbeef"}
