@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from demo import data as demo  # noqa: E402
 
-RATIOS, START_S, RSS_BYTES = {"text": 5.0, "chat": 2.0}, 2.0, 500e6  # of conversations the tokenizer is most of both
+RATIOS, START_S, RSS_BYTES = {"text": 5.0, "chat": 2.8}, 2.0, 500e6  # of conversations the tokenizer is most of both
 LENGTH = 512
 OURS = """
 import pathlib, sys, time
