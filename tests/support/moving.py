@@ -112,6 +112,15 @@ def launcher():
     made.close()
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two servers; each test has roots of its own."""
+    if sshd_parts.MISSING:
+        pytest.skip(sshd_parts.MISSING)
+    with servers(tmp_path_factory.mktemp("servers")) as started:
+        yield started
+
+
 @contextlib.contextmanager
 def servers(folder: pathlib.Path):
     """Two servers whose users have an empty home and no network that answers; the new one's may let others in."""

@@ -17,18 +17,10 @@ from launch.migrate.survey import straight
 from launch.transport import openssh
 from tests.support import moving
 from tests.support import sshd as sshd_parts
-from tests.support.moving import contents, launcher  # noqa: F401 (a fixture)
+from tests.support.moving import contents, launcher, two  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.sshd, pytest.mark.skipif(bool(sshd_parts.MISSING), reason=sshd_parts.MISSING or "-")]
 LARGE_BYTES = 12 << 20
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    if sshd_parts.MISSING:
-        pytest.skip(sshd_parts.MISSING)
-    with moving.servers(tmp_path_factory.mktemp("servers")) as servers:
-        yield servers
 
 
 @pytest.fixture

@@ -16,18 +16,9 @@ from launch.migrate.prepare import Stop
 from launch.migrate.survey import refuse_without_room
 from tests.support import corpus, launching, moving
 from tests.support import sshd as sshd_parts
-from tests.support.moving import RUN, contents, ended, launcher  # noqa: F401 (a fixture)
+from tests.support.moving import RUN, contents, ended, launcher, two  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.sshd, pytest.mark.skipif(bool(sshd_parts.MISSING), reason=sshd_parts.MISSING or "-")]
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """Two servers; each test has roots of its own."""
-    if sshd_parts.MISSING:
-        pytest.skip(sshd_parts.MISSING)
-    with moving.servers(tmp_path_factory.mktemp("servers")) as servers:
-        yield servers
 
 
 @pytest.fixture(scope="module")

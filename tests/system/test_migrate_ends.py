@@ -12,17 +12,9 @@ from tests.support import engine as engines
 from tests.support import sshd as sshd_parts
 from tests.support.docker import docker
 from tests.support.ends import End, make_between, make_own_image  # noqa: F401 (fixtures)
-from tests.support.moving import RUN, contents, ended, launcher  # noqa: F401 (a fixture)
+from tests.support.moving import RUN, contents, ended, launcher, two  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.sshd, pytest.mark.skipif(bool(sshd_parts.MISSING), reason=sshd_parts.MISSING or "-")]
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    if sshd_parts.MISSING:
-        pytest.skip(sshd_parts.MISSING)
-    with moving.servers(tmp_path_factory.mktemp("servers")) as servers:
-        yield servers
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +52,10 @@ def image_id(reference):
 @pytest.mark.docker
 @pytest.mark.timeout(900)
 def test_a_run_moves_into_a_container_though_its_launcher_is_killed_in_the_trial_and_as_the_container_starts(
-    two, stopped, between, own_image
+    two,  # noqa: F811
+    stopped,
+    between,
+    own_image,
 ):
     old, new = End("old", two[0]), End("new", two[1], lines=ends.containers(own_image))
     with between(old, new) as hosts:
@@ -84,7 +79,10 @@ def test_a_run_moves_into_a_container_though_its_launcher_is_killed_in_the_trial
 
 @pytest.mark.docker
 def test_a_dry_run_from_container_to_container_counts_no_image_that_is_there_and_makes_no_container(
-    two, stopped, between, own_image
+    two,  # noqa: F811
+    stopped,
+    between,
+    own_image,
 ):
     lines = ends.containers(own_image)
     with between(End("old", two[0], lines=lines), End("new", two[1], lines=lines)) as hosts:
@@ -101,7 +99,7 @@ def test_a_dry_run_from_container_to_container_counts_no_image_that_is_there_and
 
 @pytest.mark.docker
 @pytest.mark.skipif(bool(engines.MISSING), reason=engines.MISSING or "-")
-def test_a_dry_run_counts_the_layers_that_an_engine_lacks(two, stopped, between, own_image, tmp_path):
+def test_a_dry_run_counts_the_layers_that_an_engine_lacks(two, stopped, between, own_image, tmp_path):  # noqa: F811
     with engines.engine() as second:
         server = sshd_parts.start(tmp_path / "server", options=f"SetEnv DOCKER_HOST={second.socket}")
         try:
@@ -118,7 +116,7 @@ def test_a_dry_run_counts_the_layers_that_an_engine_lacks(two, stopped, between,
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_run_of_this_machine_whose_root_is_the_home_folder_moves_and_nothing_here_is_copied(two, stopped, between):
+def test_a_run_of_this_machine_whose_root_is_the_home_folder_moves_and_nothing_here_is_copied(two, stopped, between):  # noqa: F811
     with between(End("local", root="."), End("new", two[1])) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
         before = launching.tree(hosts.home)
@@ -136,7 +134,7 @@ def test_a_run_of_this_machine_whose_root_is_the_home_folder_moves_and_nothing_h
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_run_moves_home_into_the_root_of_this_machine(two, stopped, between):
+def test_a_run_moves_home_into_the_root_of_this_machine(two, stopped, between):  # noqa: F811
     with between(End("old", two[0]), End("local")) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
         dry = hosts.launch(*command(hosts), "--dry-run")
@@ -148,7 +146,7 @@ def test_a_run_moves_home_into_the_root_of_this_machine(two, stopped, between):
         assert ready.returncode == 0, ready.stderr
 
 
-def test_the_folder_of_the_copies_is_no_root_to_move_to(two, stopped, between):
+def test_the_folder_of_the_copies_is_no_root_to_move_to(two, stopped, between):  # noqa: F811
     with between(End("old", two[0]), End("local", root=".")) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
         for more in ((), ("--dry-run",)):
@@ -157,7 +155,7 @@ def test_the_folder_of_the_copies_is_no_root_to_move_to(two, stopped, between):
         assert not (hosts.home / "runs").exists()
 
 
-def test_what_comes_home_is_counted_with_what_goes_on_there_where_both_are_one_disk(two, stopped, between):
+def test_what_comes_home_is_counted_with_what_goes_on_there_where_both_are_one_disk(two, stopped, between):  # noqa: F811
     with between(End("old", two[0]), End("local")) as hosts:
         moving.copy_root(stopped[0], hosts.old_root)
         with moving.in_process(hosts) as (move, found):

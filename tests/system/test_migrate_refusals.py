@@ -11,17 +11,9 @@ from launch.sync.trip import records
 from minimind.rundir import RunSpec
 from tests.support import launching, moving
 from tests.support import sshd as sshd_parts
-from tests.support.moving import RUN, contents, launcher  # noqa: F401 (a fixture)
+from tests.support.moving import RUN, contents, launcher, two  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.sshd, pytest.mark.skipif(bool(sshd_parts.MISSING), reason=sshd_parts.MISSING or "-")]
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    if sshd_parts.MISSING:
-        pytest.skip(sshd_parts.MISSING)
-    with moving.servers(tmp_path_factory.mktemp("servers")) as servers:
-        yield servers
 
 
 @pytest.fixture
