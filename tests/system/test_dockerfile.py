@@ -25,12 +25,17 @@ def test_the_dockerfile_has_the_base_and_the_settings_of_the_image():
     assert json.dumps(archive.HEALTHCHECK["Test"][1:]) in TEXT
 
 
+def nameless() -> set[str]:
+    return set(docker("images", "--quiet", "--filter", "dangling=true").stdout.split())
+
+
 @pytest.mark.docker
 @pytest.mark.soak
 def test_the_dockerfile_makes_the_very_files_of_the_image(training_image):
     made = engines.own("minimind-test-dockerfile:1")
     ours = json.loads(docker("image", "inspect", training_image).stdout)[0]["Config"]
     base = ours["Labels"]["org.opencontainers.image.base.name"]
+    before = nameless()
     options = ("--tag", made, "--build-arg", f"BASE_IMAGE={base}")
     try:
         subprocess.run(
@@ -47,4 +52,4 @@ def test_the_dockerfile_makes_the_very_files_of_the_image(training_image):
         one, other = (docker(*look, image, "-c", LOOK).stdout.splitlines() for image in (training_image, made))
         assert len(one) > 10_000 and sorted(set(one) ^ set(other)) == []
     finally:
-        docker("rmi", "--force", made, check=False)
+        docker("rmi", "--force", made, *(nameless() - before), check=False)  # the stages stay behind without a name
