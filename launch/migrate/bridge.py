@@ -18,6 +18,7 @@ from launch.argv import migrate, ship
 from launch.errors import Exit, LaunchError
 from launch.migrate.cargo import Item
 from launch.migrate.move import Move
+from launch.migrate.upload import BUSY_S, arrived
 from launch.transport import hostkeys, openssh
 from launch.transport.ssh import open_connection
 
@@ -25,7 +26,6 @@ LEAST_BYTES = 8 << 20
 """Less than that is through the laptop before a key is made."""
 LASTS_S = 2 * 86_400
 """A key that nobody took back ends by itself."""
-BUSY_S = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,8 @@ class Bridge:
         return False
 
     def _come(self, item: Item) -> int:
-        told = self._move.target.read(migrate.parts(self._folder), stdin=f"{item.sha256}\n".encode()).text.split()
-        length = int(told[1]) if len(told) == 3 and told[1].isdecimal() else 0
-        return length if length < item.length_bytes else 0
+        come, _ = arrived(self._move.target, self._folder, item.sha256)
+        return come if come < item.length_bytes else 0
 
     def _send(
         self, item: Item, origin: Origin, begun: int, moved: Callable[[int], None], told: int

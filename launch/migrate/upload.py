@@ -133,10 +133,8 @@ class Upload:
 
     def _begun(self, name: str, prefix: Callable[[int], str], length_bytes: int) -> int:
         """How much of a content has come; 0 when that is other bytes."""
-        told = self._transport.read(argv.parts(self._folder), stdin=f"{name}\n".encode()).text.split()
-        if len(told) != 3 or told[0] != name or not told[1].isdecimal() or not 0 < int(told[1]) <= length_bytes:
-            return 0
-        return int(told[1]) if prefix(int(told[1])) == told[2] else 0
+        come, digest = arrived(self._transport, self._folder, name)
+        return come if 0 < come <= length_bytes and prefix(come) == digest else 0
 
     def _receive(self, name: str, length: int, begun: int, send: Callable[[int], Result], item: Item) -> int:
         deadline = time.monotonic() + BUSY_S
@@ -189,6 +187,12 @@ class Upload:
             remedy="run the same command again: it goes on where it stopped",
             code=Exit.INCOMPLETE,
         )
+
+
+def arrived(transport: Transport, folder: str, name: str) -> tuple[int, str]:
+    """How many bytes of a content lie in a host's folder of parts, and their sha256; 0 where nothing has come."""
+    told = transport.read(argv.parts(folder), stdin=f"{name}\n".encode()).text.split()
+    return (int(told[1]), told[2]) if len(told) == 3 and told[0] == name and told[1].isdecimal() else (0, "")
 
 
 def _by_content(items: Iterable[Item]) -> list[list[Item]]:
