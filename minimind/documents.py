@@ -5,6 +5,7 @@ A document is a text with the character spans that count; a line of pairs gives 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minimind import jsonl
+from minimind.pretokens import Pretokens, by_library
 from minimind.rundir import RunError
 from minimind.tokenizer import Messages, Tokenizer
 from minimind.turns import Turns
@@ -96,10 +98,16 @@ class Encoded:
 class Encoder:
     """Lines of one kind to tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, kind: Kind, rendering: Rendering) -> None:
+    def __init__(self, tokenizer: Tokenizer, kind: Kind, rendering: Rendering, *, alone: bool = False) -> None:
+        """Args besides the obvious: ``alone``, whether this process has one core, so the library's threads no use."""
         self.tokenizer, self.kind, self.rendering = tokenizer, kind, rendering
         self._turns = Turns(tokenizer)
         self.dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+        self._ids: Callable[[Sequence[str]], list[np.ndarray]]
+        if alone:
+            self._ids = Pretokens(tokenizer, self.dtype).encode
+        else:
+            self._ids = functools.partial(by_library, tokenizer.backend, self.dtype)
         self._parse: Callable[[Mapping[str, Any], int], list[Document]] = {
             "text": self._text,
             "wrapped": self._text,
@@ -138,10 +146,10 @@ class Encoder:
     def _tokens(self, documents: Sequence[Document]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         if self.kind in ("chat", "pair"):
             return self._turns_of(documents)
-        texts = [text for text, _ in documents]
-        encodings = self.tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)  # places are not needed
-        around = ([self.tokenizer.bos_id], [self.tokenizer.eos_id]) if self.kind == "wrapped" else ([], [])
-        ids = [np.array([*around[0], *encoding.ids, *around[1]], self.dtype) for encoding in encodings]
+        ids = self._ids([text for text, _ in documents])
+        if self.kind == "wrapped":
+            bos, eos = (np.array([token], self.dtype) for token in (self.tokenizer.bos_id, self.tokenizer.eos_id))
+            ids = [np.concatenate((bos, one, eos)) for one in ids]
         return ids, [(one != self.tokenizer.pad_id).astype(np.uint8) for one in ids]
 
     def _turns_of(self, documents: Sequence[Document]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -149,9 +157,8 @@ class Encoder:
         backend, turns = self.tokenizer.backend, self._turns
         done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         easy = [n for n, (text, _) in enumerate(documents) if turns.usable and not any(tag in text for tag in TAGS)]
-        quick = backend.encode_batch_fast([documents[number][0] for number in easy], add_special_tokens=False)
-        for number, encoding in zip(easy, quick, strict=True):
-            (text, spans), ids = documents[number], np.array(encoding.ids, self.dtype)
+        for number, ids in zip(easy, self._ids([documents[number][0] for number in easy]), strict=True):
+            text, spans = documents[number]
             if (found := turns.find(text, spans or [], ids)) is not None:
                 done[number] = ids, _marked(len(ids), found)
         rest = [number for number in range(len(documents)) if number not in done]

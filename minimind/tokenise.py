@@ -210,7 +210,7 @@ def _begin(parent: int, folder: Path, kind: Kind, rendering: Rendering) -> None:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(tokenizer.load(folder), kind, rendering)
+    _encoder = Encoder(tokenizer.load(folder), kind, rendering, alone=True)
 
 
 def _work(first: int, lines: list[bytes]) -> Encoded:

@@ -5,11 +5,11 @@ Asking the tokenizers library for those places takes it half as long again, and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
+from minimind.pretokens import plain_cut
 from minimind.tokenizer import BOS, EOS, HEADER, Tokenizer
 
 END = f"{EOS}\n"
@@ -23,18 +23,8 @@ class Turns:
     """
 
     def __init__(self, words: Tokenizer) -> None:
-        told = json.loads(words.backend.to_str())
-        cut = told.get("pre_tokenizer") or {}
-        added = [token for token in told["added_tokens"] if token["content"] in (BOS, EOS)]
-        self.usable = (
-            told.get("normalizer") is None
-            and told.get("post_processor") is None
-            and cut.get("type") == "ByteLevel"
-            and cut.get("use_regex", True)
-            and not cut.get("add_prefix_space")
-            and len(added) == 2
-            and not any(token[key] for token in added for key in ("lstrip", "rstrip", "single_word", "normalized"))
-        )
+        added = plain_cut(words)
+        self.usable = added is not None and BOS in added
         self._bos_id, self._eos_id = words.bos_id, words.eos_id
         self._header, self._end = len(words.encode(HEADER)), len(words.encode(END))
 
@@ -49,13 +39,16 @@ class Turns:
         if text.count(BOS) != len(begins) or text.count(EOS) != len(ends):
             return None
         found = []
+        at = begun = ended = 0  # turns are counted from where the one before ended
         for begin, end in spans:
             follows = end == len(text) or text.startswith(BOS, end)
             if not (follows and text.endswith(HEADER, 0, begin) and text.endswith(END, begin, end)):
                 return None
             if text[begin].isspace():
                 return None
-            first = int(begins[text.count(BOS, 0, begin) - 1]) + self._header
-            last = int(ends[text.count(EOS, 0, end) - 1]) + self._end
-            found.append((first, last))
+            begun += text.count(BOS, at, begin)
+            ended += text.count(EOS, at, end)
+            found.append((int(begins[begun - 1]) + self._header, int(ends[ended - 1]) + self._end))
+            begun += text.count(BOS, begin, end)
+            at = end
         return found
