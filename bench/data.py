@@ -2,10 +2,10 @@
 
 Side by side in one run: the original's way (one call of a transformers tokenizer a line, in one thread, padded to
 max_seq_len; for conversations its chat template and its loss mask too) and ours (shards on all cores, each line once).
-The sentences made here come again and again, which suits whatever remembers words: `--paragraphs FILE` takes the text of
-a file instead (paragraphs with an empty line between), each paragraph once. `--gigabytes 2` makes a file of two million
-lines, tokenises it while the resident memory of all processes is watched, and measures the start. Fails when a ratio,
-the memory or the start is outside of its limit; no ratio is asked of a file's text.
+The sentences made here come again and again, which suits whatever remembers words: `--paragraphs FILE` takes the text
+of a file instead (paragraphs with an empty line between), each paragraph once. `--gigabytes 2` makes a file of two
+million lines, tokenises it while the resident memory of all processes is watched, and measures the start. Fails when a
+ratio, the memory or the start is outside of its limit; no ratio is asked of a file's text.
 """
 
 import argparse
@@ -163,7 +163,9 @@ def main() -> int:
             texts = [line["text"] for line in demo.build(demo.read_texts())["pretrain_hq.jsonl"]]
             tokenizer.train(iter(texts), folder, vocab_size=6400)
         for kind in ("text", "chat"):
-            lines = lines_of(options.paragraphs, kind) if options.paragraphs else make_lines(kind, options.lines, seed=1)
+            lines = (
+                lines_of(options.paragraphs, kind) if options.paragraphs else make_lines(kind, options.lines, seed=1)
+            )
             path = folder / f"{kind}.jsonl"
             write(path, lines)
             size = path.stat().st_size

@@ -69,6 +69,9 @@ class Reader(Samples):
         self.pack, self.max_tokens_per_batch = pack, max_tokens_per_batch
         self.joins = False
         """Whether the micro-batches of a rank's step are joined before they are split into passes."""
+        self.by_tokens = pack
+        """Whether ranks share a step by tokens. Else by samples: padded rows are all of one length, and a mixture's
+        balancing loss is a mean over each micro-batch."""
         self.ids, self.flags = np.asarray(shards.ids), np.asarray(shards.targets)  # a memmap's own indexing is slow
         self.weigh: Weigh = weigh or (lambda ids, flags: flags & TARGET)
 

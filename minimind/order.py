@@ -1,7 +1,7 @@
 """Which samples a step is made of: a pure function of (seed, epoch, step). numpy only, so that a plan needs no torch.
 
-The world size is not among the arguments: ranks take the step's micro-batches round robin, so it decides who computes a
-sample and never whether it is in the step.
+The world size is not among the arguments: it decides who computes a sample (passes.py deals them out) and never whether
+it is in the step.
 """
 
 from __future__ import annotations
@@ -128,6 +128,16 @@ class Samples:
         if self.per_sample == 1:
             places = places[self.target_counts[documents] > 0]
         return int(places.sum()), int((places * (places + 1) // 2).sum())
+
+    def places(self, samples: np.ndarray) -> np.ndarray:
+        """Places of each of these samples that a model computes, (samples,)."""
+        numbers = self.usable[samples]
+        places = np.zeros(len(numbers), np.int64)
+        for side in range(self.per_sample):
+            one = numbers * self.per_sample + side
+            computed = self.target_counts[one] > 0 if self.per_sample == 1 else 1
+            places += (self.lengths[one].astype(np.int64) - 1) * computed
+        return places
 
     def documents(self, samples: np.ndarray) -> np.ndarray:
         """Document numbers: all first ones (chosen), then all second ones (rejected)."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
 
-from minimind.batches import Batch, Step
+from minimind.batches import Batch, Reader, Step
 from minimind.config import TrainConfig
 from minimind.dist import World
 from minimind.dropout import Dropout, keys
@@ -30,13 +31,38 @@ class Pass:
         return dataclasses.replace(self, batch=self.batch.pinned())
 
 
+def shares(reader: Reader, step: Step, ranks: int) -> list[list[np.ndarray]]:
+    """The micro-batches that each rank computes of a step: the same samples in every step, whoever computes them.
+
+    All ranks wait for the slowest, and texts differ in length by ten times and more. So a round of micro-batches, one a
+    rank, is dealt out by tokens: the longest sample first, each to the rank that has the fewest tokens so far.
+    """
+    dealt: list[list[np.ndarray]] = [list(step.micro_batches[rank::ranks]) for rank in range(ranks)]
+    if reader.by_tokens and ranks > 1:
+        dealt = [[] for _ in range(ranks)]
+        for first in range(0, len(step.micro_batches), ranks):
+            samples = np.concatenate(step.micro_batches[first : first + ranks])
+            for rank, places in enumerate(deal(reader.places(samples), ranks)):
+                if places:
+                    dealt[rank].append(samples[sorted(places)])
+    return [[np.concatenate(mine)] if reader.joins and mine else mine for mine in dealt]
+
+
+def deal(tokens: np.ndarray, ranks: int) -> list[list[int]]:
+    """Numbers of these samples for each rank, so that the largest sum of tokens is small."""
+    mine: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]
+    for number in np.argsort(-tokens, kind="stable").tolist():
+        load, rank = loads[0]
+        mine[rank].append(number)
+        heapq.heapreplace(loads, (load + int(tokens[number]), rank))
+    return mine
+
+
 def passes_of(state: TrainState, step: Step, ranks: World) -> list[Pass]:
     """Passes of this rank's micro-batches; asks no other rank, so that a thread may do it."""
     passes = []
-    mine = step.micro_batches[ranks.rank :: ranks.size]
-    if state.reader.joins and mine:
-        mine = (np.concatenate(mine),)
-    for samples in mine:
+    for samples in shares(state.reader, step, ranks.size)[ranks.rank]:
         batches = list(state.reader.batches(samples))
         texts = sum(batch.documents for batch in batches)
         passes += [Pass(batch=batch, share=batch.documents / texts) for batch in batches]

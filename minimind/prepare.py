@@ -138,6 +138,7 @@ def prepare(
         max_tokens_per_batch=config.max_tokens_per_batch if config.max_tokens_per_batch != "auto" else None,
         weigh=stage.weigh(words),
     )
+    reader.by_tokens = config.pack and not config.use_moe
     reader.refuse_nothing(data_path)
     micro_batches_per_step = identity["micro_batches_per_step"]
     order = forecast.order_of(config, len(reader.usable), micro_batches_per_step=micro_batches_per_step)

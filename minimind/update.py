@@ -20,7 +20,7 @@ from minimind.config import TrainConfig
 from minimind.dist import World
 from minimind.efficiency import Account
 from minimind.feed import Feed
-from minimind.passes import Pass, dropout_of, evened_out
+from minimind.passes import Pass, dropout_of, evened_out, shares
 from minimind.precision import autocast
 from minimind.prepare import TrainState
 from minimind.pulse import Phase
@@ -159,10 +159,9 @@ def fill_memory(config: TrainConfig, ranks: World, state: TrainState, say: Calla
     reader, order = state.reader, state.order
     reader.joins = not config.use_moe
     looked_at = np.linspace(1, order.steps_per_epoch, min(order.steps_per_epoch, fitting.STEPS_LOOKED_AT)).astype(int)
-    shares = [
-        order.step(int(number)).micro_batches[rank :: ranks.size] for number in looked_at for rank in range(ranks.size)
+    parts = [
+        part for number in looked_at for share in shares(reader, order.step(int(number)), ranks.size) for part in share
     ]
-    parts = [part for share in shares for part in ([np.concatenate(share)] if reader.joins and share else share)]
 
     def attempt(batch: Batch) -> None:
         state.model.dropout = dropout_of(config, ranks, order.step(1), Pass(batch=batch))

@@ -14,7 +14,7 @@ from minimind.config import UsageError
 from minimind.dist import World
 from minimind.feed import Feed
 from minimind.flags import parse
-from minimind.passes import passes_of
+from minimind.passes import passes_of, shares
 from tests.support import corpus
 from tests.support.corpus import TINY
 
@@ -194,6 +194,32 @@ def test_the_heaviest_pass_is_looked_for_with_its_padding(data):
     mixed, even = np.array([longest, *shorts]), np.argsort(lengths)[6:9]
     group = fitting.heaviest(reader, [even, mixed], None)
     assert sorted(group) == sorted(reader.usable[mixed])
+
+
+@pytest.mark.parametrize("kind", ["text", "pair"])
+def test_ranks_share_every_step_by_tokens_and_none_has_more_than_it_must(folder, kind):
+    words = tokenizer.load(folder / "out" / "tokenizer")
+    rng = np.random.default_rng(3)
+    texts = ["word " * int(count) for count in rng.lognormal(2.5, 0.85, 600).clip(1, 100)]
+    talk = lambda text: [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]  # noqa: E731
+    lines = [{"text": text} if kind == "text" else {"chosen": talk(text), "rejected": talk("no")} for text in texts]
+    path = folder / f"uneven-{kind}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = shards.load(path, kind, words, fallback=folder, say=lambda text: None)
+    reader = Reader(data, max_seq_len=512, pack=True, max_tokens_per_batch=None)
+    order = Order(samples=len(reader.usable), batch_size=16, micro_batches_per_step=8, epochs=1, seed=4)
+    for ranks in (1, 2, 3, 5, 8):
+        waited = {True: 0, False: 0}  # places that the other ranks could have computed meanwhile
+        for number in range(1, order.total_steps + 1):
+            step = order.step(number)
+            whole = np.concatenate(step.micro_batches)
+            for reader.by_tokens in (True, False):
+                dealt = [np.concatenate([*mine, whole[:0]]) for mine in shares(reader, step, ranks)]
+                assert sorted(np.concatenate(dealt)) == sorted(whole)
+                loads = [int(reader.places(mine).sum()) for mine in dealt]
+                assert sum(loads) == sum(reader.computed(mine)[0] for mine in step.micro_batches)
+                waited[reader.by_tokens] += max(loads) * ranks - sum(loads)
+        assert waited[True] <= 0.2 * waited[False]
 
 
 def test_joined_micro_batches_hold_the_same_samples_and_learn_the_same(folder, plain, data, monkeypatch):
