@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minimind import jsonl
+from minimind.answers import Answers
 from minimind.pretokens import Pretokens, by_library
 from minimind.rundir import RunError
 from minimind.tokenizer import Messages, Tokenizer
@@ -101,7 +102,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, kind: Kind, rendering: Rendering, *, alone: bool = False) -> None:
         """Args besides the obvious: ``alone``, whether this process has one core, so the library's threads no use."""
         self.tokenizer, self.kind, self.rendering = tokenizer, kind, rendering
-        self._turns = Turns(tokenizer)
+        self._answers, self._turns = Answers(tokenizer), Turns(tokenizer)
         self.dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         self._ids: Callable[[Sequence[str]], list[np.ndarray]]
         if alone:
@@ -156,11 +157,16 @@ class Encoder:
         """Ids and flags of conversations; the places of tokens in a text are asked for where nothing else tells."""
         backend, turns = self.tokenizer.backend, self._turns
         done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        easy = [n for n, (text, _) in enumerate(documents) if turns.usable and not any(tag in text for tag in TAGS)]
+        spelled = [tag for tag in TAGS if tag not in turns.added]  # tags of several tokens
+        easy = [n for n, (text, _) in enumerate(documents) if turns.usable and not any(tag in text for tag in spelled)]
+        single = [turns.added[tag] for tag in TAGS if tag in turns.added]
         for number, ids in zip(easy, self._ids([documents[number][0] for number in easy]), strict=True):
             text, spans = documents[number]
             if (found := turns.find(text, spans or [], ids)) is not None:
-                done[number] = ids, _marked(len(ids), found)
+                flags = _marked(len(ids), found)
+                for tag in single:
+                    flags[(ids == tag) & (flags == TARGET)] |= IN_TAG
+                done[number] = ids, flags
         rest = [number for number in range(len(documents)) if number not in done]
         placed = backend.encode_batch([documents[number][0] for number in rest], add_special_tokens=False)
         for number, encoding in zip(rest, placed, strict=True):
@@ -183,7 +189,7 @@ class Encoder:
         if draw.system is not None and plain:
             messages = [{"role": "system", "content": draw.system}, *messages]
         try:
-            text, spans = self.tokenizer.render_with_answers(messages)
+            text, spans = self._answers.rendered(messages)
         except RunError as error:
             raise jsonl.BadLine(f"the chat template refuses it: {error.why}") from error
         jsonl.text_of(text, "the rendered conversation")  # tools and calls were not looked into before

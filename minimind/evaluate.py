@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int, path: Pat
         often the chosen answer has the larger summed log-probability), ``margin`` (their mean difference), ``pairs``.
 
     Raises:
-        RunError: DATA_INVALID when nothing in the file can be measured at this length.
+        RunError: DATA_INVALID when nothing in the file can be measured at this length, NAN_LOSS for weights that give
+            no finite number.
     """
     reader = Reader(data, max_seq_len=max_seq_len, pack=True, max_tokens_per_batch=None)
     reader.refuse_nothing(path)
@@ -89,6 +91,14 @@ def measure(model: MiniMind, data: shards.Shards, *, max_seq_len: int, path: Pat
                 margins.append((chosen - rejected).cpu())
             else:
                 loss_sum -= float(each.sum())
+    if not math.isfinite(loss_sum + sum(float(one.sum()) for one in margins)):
+        raise RunError(
+            f"these weights cannot be measured on {path}",
+            why="they give losses that are no finite numbers: they were damaged, or training diverged before they were "
+            "written",
+            remedy="use weights of an earlier checkpoint",
+            reason=Reason.NAN_LOSS,
+        )
     if data.kind == "pair":
         margin = torch.cat(margins)
         return {
@@ -145,13 +155,13 @@ def evaluate(argv: Sequence[str]) -> int:
         kind = kind_of(config.data_path)
         if kind == "text" and model.config.arch == "minimind3":
             kind = "wrapped"
-        fallback = config.data_path.parent / ".shards"
-        data = shards.load(config.data_path, kind, words, fallback=fallback, say=_tell)
-        found = measure(model, data, max_seq_len=config.max_seq_len, path=config.data_path)
+        with tempfile.TemporaryDirectory(prefix="minimind-") as spare:  # for data that lie on a read-only disk
+            data = shards.load(config.data_path, kind, words, fallback=Path(spare) / "shards", say=_tell)
+            found = measure(model, data, max_seq_len=config.max_seq_len, path=config.data_path)
         print(json.dumps({"data": str(config.data_path), "kind": kind, **found}, ensure_ascii=False), flush=True)
     if config.prompts:
         try:
-            prompts = [line.strip() for line in config.prompts.read_text().splitlines() if line.strip()]
+            told = config.prompts.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(
                 f"the prompts in {config.prompts} cannot be read",
@@ -159,6 +169,14 @@ def evaluate(argv: Sequence[str]) -> int:
                 remedy="give a UTF-8 text file with a prompt a line",
                 reason=Reason.DATA_MISSING,
             ) from error
+        prompts = [line.strip() for line in told.splitlines() if line.strip()]
+        if not prompts:
+            raise RunError(
+                f"{config.prompts} holds no prompt",
+                why="every line of it is blank" if told else "it is empty",
+                remedy="give a UTF-8 text file with a prompt a line",
+                reason=Reason.DATA_INVALID,
+            )
         text = sheet(model, speaker, prompts, config)
         publish(config.sheet, text.encode(), mode=0o644) if config.sheet else print(text, end="", flush=True)
     return 0

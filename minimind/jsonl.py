@@ -13,6 +13,10 @@ from minimind.rundir import Reason, RunError
 from minimind.tokenizer import ROLES
 
 MAX_LINE_BYTES = 8 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""What some editors put before the first line."""
+MORE = ("reasoning_content", "tools", "tool_calls")
+"""What a message may hold besides role and content."""
 NAMED = 20
 """Faults named one by one; beyond that they are only counted."""
 COUNTED = 10_000
@@ -173,12 +177,13 @@ def messages(line: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
             "role": turn["role"],
             "content": text_of(turn["content"], f'"content" of turn {number}'),
         }
-        if turn.get("reasoning_content"):
+        if turn.get("reasoning_content") is not None:  # an empty one tells the template not to look for thoughts
             clean["reasoning_content"] = text_of(turn["reasoning_content"], f'"reasoning_content" of turn {number}')
         for name in ("tools", "tool_calls"):
             if turn.get(name):
                 clean[name] = _json_list(turn[name], f'"{name}" of turn {number}')
-        if clean["role"] == "assistant" and not clean["content"].strip() and len(clean) == 2:
+        says_nothing = not clean["content"].strip() and not any(clean.get(name) for name in MORE)
+        if clean["role"] == "assistant" and says_nothing:
             raise BadLine(f'the answer in turn {number} of "{key}" is empty')
         found.append(clean)
     return found
@@ -200,7 +205,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
-            rest = raw
+            rest, raw = raw, raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
             while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
                 rest = file.readline(MAX_LINE_BYTES + 1)
             yield number, raw

@@ -66,21 +66,22 @@ def identity_of(path: Path) -> dict[str, Any]:
     }
 
 
-def content_hash(path: Path, home: Path, identity: Mapping[str, Any], *, remember: bool = True) -> str:
-    """The file's sha256, remembered in ``home`` for as long as nothing about the file differs."""
-    note = (
-        home / f"content-{hashlib.sha256(str(identity['path']).encode(errors='surrogateescape')).hexdigest()[:12]}.json"
-    )
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        noted = json.loads(note.read_bytes())
-        if noted["identity"] == identity and len(noted["sha256"]) == 64:
-            return str(noted["sha256"])
+def content_hash(path: Path, *homes: Path, identity: Mapping[str, Any], remember: bool = True) -> str:
+    """The file's sha256, remembered in one of ``homes`` (noted in the last) while nothing about the file differs."""
+    name = hashlib.sha256(str(identity["path"]).encode(errors="surrogateescape")).hexdigest()[:12]
+    notes = [home / f"content-{name}.json" for home in homes]
+    for note in notes:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            noted = json.loads(note.read_bytes())
+            if noted["identity"] == identity and len(noted["sha256"]) == 64:
+                return str(noted["sha256"])
     began_ns = time.time_ns()
     found = sha256_file(path)
     settled = began_ns - max(identity["mtime_ns"], identity["ctime_ns"]) > SETTLED_S * 1e9
     if remember and settled and identity_of(path) == identity:
         with contextlib.suppress(OSError):
-            publish(note, to_json({"identity": identity, "sha256": found}))
+            homes[-1].mkdir(mode=0o700, parents=True, exist_ok=True)
+            publish(notes[-1], to_json({"identity": identity, "sha256": found}))
     return found
 
 

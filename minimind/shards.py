@@ -30,12 +30,12 @@ from minimind.documents import TAGS as TAGS
 from minimind.documents import TARGET as TARGET
 from minimind.documents import Kind as Kind
 from minimind.documents import Rendering as Rendering
-from minimind.durable import fsync_dir, publish, sha256_file, to_json
+from minimind.durable import fsync_dir, publish, to_json
 from minimind.rundir import Reason, RunError
 from minimind.shard_folder import Unwritable, content_hash, identity_of, locked, prune
 from minimind.tokenizer import Tokenizer
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class Shards:
     counts: np.ndarray = field(repr=False)  # (documents,) targets, the first token never being one
     lines: np.ndarray = field(repr=False)  # (samples,) number of each sample's line in the file, from 1
     meta: Mapping[str, Any] = field(repr=False)
+    _counted: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def samples(self) -> int:
@@ -64,22 +65,21 @@ class Shards:
     def target_counts(self, max_seq_len: int) -> np.ndarray:
         """Targets of each document after the cut, (documents,): its first token is never one, nothing predicts it.
 
-        Only documents that are cut, and in which not everything is a target, are looked into.
+        Only documents that are cut, and in which not everything is a target, are looked into, and once.
         """
-        whole = np.diff(self.offsets)
-        counts = self.counts.astype(np.int64)
-        everything = counts == whole - 1
-        long = whole > max_seq_len
-        counts[long & everything] = max_seq_len - 1
-        some = np.flatnonzero(long & ~everything)
-        step = 1 << 16
-        for first in range(0, len(some), step):
-            starts = self.offsets[some[first : first + step]] + 1
-            ends = starts + max_seq_len - 1
-            base = int(starts[0])
-            sums = np.concatenate(([0], np.cumsum(self.targets[base : int(ends[-1])] & TARGET, dtype=np.int64)))
-            counts[some[first : first + step]] = sums[ends - base] - sums[starts - base]
-        return counts
+        if max_seq_len not in self._counted:
+            whole = np.diff(self.offsets)
+            counts = self.counts.astype(np.int64)
+            everything = counts == whole - 1
+            long = whole > max_seq_len
+            counts[long & everything] = max_seq_len - 1
+            flags, starts = np.asarray(self.targets), np.asarray(self.offsets)  # a memmap's own indexing is slow
+            for document in np.flatnonzero(long & ~everything):
+                start = starts[document]
+                counts[document] = np.count_nonzero(flags[start + 1 : start + max_seq_len] & TARGET)
+            counts.setflags(write=False)
+            self._counted[max_seq_len] = counts
+        return self._counted[max_seq_len]
 
     def cut(self, max_seq_len: int) -> dict[str, int]:
         """How much the cut to ``max_seq_len`` takes away: documents, tokens."""
@@ -175,7 +175,7 @@ def load(
                 mine=True,
             )
     except Unwritable:
-        content = sha256_file(path)
+        content = content_hash(path, own, fallback, identity=identity_of(path))
         ready = _open(own / f"{content[:16]}-{ending}", kind)  # a read-only disk may hold finished ones
         if ready is not None:
             return ready
@@ -206,7 +206,7 @@ def find(
     homes = [home for home in (path.with_name(path.name + ".shards"), fallback) if home.is_dir()]
     if not homes or not path.is_file():
         return None
-    content = content_hash(path, homes[0], identity_of(path), remember=False)
+    content = content_hash(path, *homes, identity=identity_of(path), remember=False)
     name = f"{content[:16]}-{_ending(tokenizer, kind, rendering or Rendering(), skip_bad_lines)}"
     return next((found for home in homes if (found := _open(home / name, kind))), None)
 
@@ -232,7 +232,7 @@ def _reuse_or_build(
     for stale in home.glob(".*.tmp"):  # whoever made it died: it would hold the lock
         shutil.rmtree(stale, ignore_errors=True)
     before = identity_of(path)
-    content = content_hash(path, home, before)
+    content = content_hash(path, home, identity=before)
     folder = home / f"{content[:16]}-{ending}"
     shards = _open(folder, kind)
     if shards is not None:

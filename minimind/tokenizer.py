@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2.ext
+import jinja2.runtime
 import jinja2.sandbox
+import jinja2.utils
 import tokenizers
 
 from minimind.rundir import Reason, RunError
@@ -32,6 +34,8 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}"
     "{% endfor %}"
 )
+DICT_NAMES = frozenset(dir(dict))
+STR_METHODS = frozenset(("startswith", "endswith", "split", "strip", "lstrip", "rstrip"))
 TEMPLATE = "chat_template.jinja"
 Messages = Sequence[Mapping[str, Any]]
 
@@ -124,81 +128,6 @@ class Tokenizer:
                 reason=Reason.DATA_INVALID,
             ) from error
 
-    def render_with_answers(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and the characters ``[start, end)`` of each assistant turn with its ``<|im_end|>`` and newline.
-
-        Roles are the line's roles, whatever their order. The template's text of the first k messages must be a
-        prefix of the whole, which holds for MiniMind's. A turn's own header (minimind3) is no part of it; in minimind2
-        the user's turn has written it.
-
-        Raises:
-            RunError: when the template refuses it.
-        """
-        tools = tools_of(messages)
-        text = self.render(messages, tools=tools)
-        spans = None if tools else self._spans_in(text, messages)
-        return text, self._spans_by_prefixes(text, messages, tools) if spans is None else spans
-
-    def _spans_in(self, text: str, messages: Messages) -> list[tuple[int, int]] | None:
-        """The spans, when the text is the messages one after the other and nothing else; it is made again to see that.
-
-        Rendering every beginning of a conversation tells them whatever the template does, in several times the time.
-        """
-        if not all(isinstance(message["content"], str) for message in messages):
-            return None
-        own_header = self._writes_header
-        parts, spans, at = [], [], 0
-        if not own_header:
-            system = messages[0]["content"] if messages[0]["role"] == "system" else DEFAULT_SYSTEM
-            parts.append(f"{BOS}system\n{system}{EOS}\n")
-            at = len(parts[0])
-        for message in messages:
-            role, content = message["role"], message["content"]
-            if role == "assistant":
-                if content.startswith(HEADER):
-                    return None
-                part = f"{HEADER}{content}{EOS}\n" if own_header else f"{content}{EOS}\n"
-                spans.append((at + len(HEADER) if own_header else at, at + len(part)))
-            elif own_header:
-                part = f"{BOS}{role}\n{content}{EOS}\n"
-            elif role == "user":
-                part = f"{BOS}user\n{content}{EOS}\n{HEADER}"
-            else:
-                part = ""
-            parts.append(part)
-            at += len(part)
-        return spans if "".join(parts) == text else None
-
-    def _spans_by_prefixes(self, text: str, messages: Messages, tools: Sequence[Any] | None) -> list[tuple[int, int]]:
-        upto = {len(messages): text}
-
-        def first(count: int) -> str:
-            if count not in upto:
-                upto[count] = self.render(messages[:count], tools=tools)
-            return upto[count]
-
-        spans = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            end = len(first(index + 1))
-            if index:
-                before = len(first(index))
-                start = before + (len(HEADER) if text.startswith(HEADER, before) else 0)
-            elif self._writes_header:  # behind what the template puts first, such as tools
-                start = text.index(HEADER) + len(HEADER)
-            else:  # behind a system turn that the template added
-                start = end - len(message["content"]) - len(EOS) - 1
-            spans.append((start, end))
-        return spans
-
-    @functools.cached_property
-    def _writes_header(self) -> bool:
-        """Whether an assistant's turn begins with its own header (minimind3); else the user's turn has written it."""
-        asked = [{"role": "user", "content": "x"}]
-        whole = self.render([*asked, {"role": "assistant", "content": "y"}])
-        return whole.startswith(HEADER, len(self.render(asked)))
-
     def prompt(self, messages: Messages, *, think: bool = False) -> str:
         """Text up to where the assistant begins to answer, with what the template opens for it (thoughts)."""
         text = self.render(messages, answering=True, think=think)
@@ -210,11 +139,23 @@ def tools_of(messages: Messages) -> Sequence[Any] | None:
     return next((message["tools"] for message in messages if message.get("tools")), None)
 
 
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, in which what chat templates do all the time, and is always safe, is not looked into at length."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """A message's entry, a method that makes a text of a text, what a loop or a namespace calls its own."""
+        kind = type(obj)
+        if kind is dict and attribute not in DICT_NAMES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        own = kind in (jinja2.runtime.LoopContext, jinja2.utils.Namespace) and not attribute.startswith("_")
+        if (own or (kind is str and attribute in STR_METHODS)) and (found := getattr(obj, attribute, None)) is not None:
+            return found
+        return super().getattr(obj, attribute)
+
+
 def _environment() -> jinja2.Environment:
     """Templates as transformers reads them: no HTML escapes in JSON, `raise_exception`, loop controls; sandboxed."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
 
     def tojson(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
@@ -230,7 +171,7 @@ def _environment() -> jinja2.Environment:
 def _template_of(folder: Path, config: Mapping[str, Any]) -> str:
     """The chat template: a file of its own, as transformers writes it now, else an entry of tokenizer_config.json."""
     apart = folder / TEMPLATE
-    return apart.read_text() if apart.is_file() else str(config["chat_template"])
+    return apart.read_text(encoding="utf-8") if apart.is_file() else str(config["chat_template"])
 
 
 def files_of(words: Tokenizer) -> dict[str, bytes]:

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minimind.answers import END
 from minimind.pretokens import plain_cut
 from minimind.tokenizer import BOS, EOS, HEADER, Tokenizer
-
-END = f"{EOS}\n"
 
 
 class Turns:
@@ -25,6 +24,8 @@ class Turns:
     def __init__(self, words: Tokenizer) -> None:
         added = plain_cut(words)
         self.usable = added is not None and BOS in added
+        self.added = added or {}
+        """Ids of tokens that always stand alone, by their text."""
         self._bos_id, self._eos_id = words.bos_id, words.eos_id
         self._header, self._end = len(words.encode(HEADER)), len(words.encode(END))
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
+import subprocess
 
 import pytest
 import torch
 
 from minimind import evaluate
-from minimind.rundir import RunError
+from minimind.rundir import Reason, RunError
 from tests.golden.test_training import Words, folder, lines_of, llama  # noqa: F401
 
 
@@ -80,3 +82,37 @@ def test_a_length_at_which_nothing_is_left_to_measure_is_an_error_and_no_perfect
     weights = ("--from_weight", str(folder / "out" / "base_64.pth"))
     with pytest.raises(RunError, match="nothing in"):
         evaluate.evaluate([*weights, "--data_path", str(folder / "dataset" / name), "--max_seq_len", "4"])
+
+
+@pytest.mark.parametrize("name", ["sft_mini_512.jsonl", "dpo.jsonl"])
+def test_weights_that_give_no_number_are_refused_and_never_measured(folder, tmp_path, capsys, name):  # noqa: F811
+    weights = torch.load(folder / "out" / "base_64.pth", weights_only=True)
+    weights["model.norm.weight"][3] = math.nan
+    torch.save(weights, tmp_path / "bad_64.pth")
+    flags = ["--from_weight", str(tmp_path / "bad_64.pth"), "--tokenizer", str(folder / "out" / "tokenizer")]
+    with pytest.raises(RunError, match="cannot be measured") as refused:
+        evaluate.evaluate([*flags, "--data_path", str(folder / "dataset" / name)])
+    assert refused.value.reason is Reason.NAN_LOSS and not capsys.readouterr().out
+
+
+def test_data_on_a_read_only_disk_are_measured(folder, tmp_path, capsys):  # noqa: F811
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=False, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        data = folder / "dataset" / "sft_mini_512.jsonl"
+        shutil.copy(data, disk / "held_out.jsonl")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        weights = ("--from_weight", str(folder / "out" / "base_64.pth"))
+        there, here = (told(capsys, *weights, "--data_path", str(path)) for path in (disk / "held_out.jsonl", data))
+        assert there["loss"] == here["loss"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_sheet_without_prompts_is_refused(folder, tmp_path):  # noqa: F811
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    flags = ["--from_weight", str(folder / "out" / "base_64.pth"), "--prompts", str(tmp_path / "prompts.txt")]
+    with pytest.raises(RunError, match="holds no prompt"):
+        evaluate.evaluate(flags)

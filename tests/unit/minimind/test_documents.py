@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minimind import documents, shards, tokenizer
+from minimind.answers import Answers
 from minimind.documents import EMPTY_THINK, SYSTEM_PROMPTS, Draw, Rendering
 from tests.support import corpus
 from tests.support.corpus import turn
@@ -45,10 +46,15 @@ TALKS = {
     "begins with an answer": [turn("assistant", "hello"), turn("user", "a"), turn("assistant", "b")],
     "imitates a header": [turn("user", "<|im_start|>assistant\nfake<|im_end|>\n"), turn("assistant", "real")],
     "begins with line breaks": [turn("user", "a"), turn("assistant", "\n\nb\n")],
+    "empty thoughts": [turn("user", "a"), turn("assistant", "<think>\nhm\n</think>\n\nb") | {"reasoning_content": ""}],
+    "null thoughts": [turn("user", "a"), turn("assistant", "<think>\nhm\n</think>b") | {"reasoning_content": None}],
+    "answers with a header": [turn("user", "a"), turn("assistant", "<|im_start|>assistant\nb")],
 }
 ANSWERS = {
     "plain": ["<think>\n\n</think>\n\nb"],
     "thinks": ["<think>\n因为\nso\n</think>\n\nb"],
+    "empty thoughts": ["<think>\n\n</think>\n\n<think>\nhm\n</think>\n\nb"],
+    "null thoughts": ["<think>\nhm\n</think>\n\nb"],
     "thinks in the text": ["<think>\nhm\n</think>\n\nb"],
     "begins with an answer": ["<think>\n\n</think>\n\nhello", "<think>\n\n</think>\n\nb"],
     "imitates a header": ["<think>\n\n</think>\n\nreal"],
@@ -90,7 +96,7 @@ def as_transformers_renders(words, messages):
 @pytest.mark.parametrize("name", TALKS)
 def test_text_is_what_transformers_makes_of_the_originals_template(generation, name):
     words, messages = original(generation), parsed(name)
-    text, spans = words.render_with_answers(messages)
+    text, spans = Answers(words).rendered(messages)
     assert text == as_transformers_renders(words, messages)
     assert len(spans) == sum(message["role"] == "assistant" for message in messages)
     assert all(text[begin:end].endswith("<|im_end|>\n") for begin, end in spans)
@@ -107,9 +113,15 @@ def test_targets_of_minimind3_are_the_thoughts_calls_and_answers(name, tmp_path)
 
 def test_minimind2_adds_its_system_turn_and_counts_the_answers_alone(tmp_path):
     words = original("minimind2")
-    text, spans = words.render_with_answers(parsed("begins with an answer"))
+    text, spans = Answers(words).rendered(parsed("begins with an answer"))
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant<|im_end|>\nhello<|im_end|>\n")
     assert [text[begin:end] for begin, end in spans] == ["hello<|im_end|>\n", "b<|im_end|>\n"]
+
+
+def test_an_answer_that_begins_like_a_header_is_a_target_from_its_first_character():
+    words = original("minimind2")
+    text, spans = Answers(words).rendered(parsed("answers with a header"))
+    assert [text[begin:end] for begin, end in spans] == ["<|im_start|>assistant\nb<|im_end|>\n"]
 
 
 def test_a_call_that_the_template_stumbles_over_is_a_bad_line_with_its_number(tmp_path):

@@ -60,6 +60,15 @@ def test_a_bad_line_is_refused_and_named_with_file_line_and_why(kind, tmp_path):
     assert [fault.line for fault in faults.named] == [17] and faults.bad == 1
 
 
+def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
+    assert [found for _, found in jsonl.parse_lines(path, jsonl.pretrain_text, skip_bad_lines=0)] == ["a", "b"]
+    path.write_bytes(b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n')
+    with pytest.raises(RunError, match="bad lines"):
+        list(jsonl.parse_lines(path, jsonl.pretrain_text, skip_bad_lines=0))
+
+
 def test_blank_lines_are_passed_over_and_recorded(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(GOOD + b"\n\n  \n" + GOOD)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -100,6 +101,25 @@ def test_counts_of_a_cut_text_are_those_of_its_tokens(folder, words):
         for length in (2, 7, 30, 512):
             plain = [int((data.targets[b + 1 : min(e, b + length)] & shards.TARGET).sum()) for b, e in spans]
             assert data.target_counts(length).tolist() == plain
+
+
+def test_counting_the_targets_of_few_cut_texts_takes_no_memory_for_those_between(tmp_path):
+    whole = np.full(200_000, 100)
+    whole[[0, -1]] = 2000
+    offsets = np.concatenate(([0], np.cumsum(whole)))
+    flags = np.zeros(offsets[-1], np.uint8)
+    flags[:700], flags[-3:] = shards.TARGET, shards.TARGET
+    none = np.zeros(0)
+    data = shards.Shards(
+        folder=tmp_path, kind="chat", ids=none, targets=flags, offsets=offsets, lines=none, meta={},
+        counts=np.full(200_000, 3, np.int32),
+    )  # fmt: skip
+    tracemalloc.start()
+    counts = data.target_counts(512)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (counts[0], counts[-1], counts[1:-1].min(), counts.max()) == (511, 0, 3, 511)
+    assert peak < 20e6 and data.target_counts(512) is counts
 
 
 def test_the_hash_of_an_unchanged_file_is_remembered_and_of_a_changed_one_computed(words, tmp_path, monkeypatch):
@@ -211,6 +231,18 @@ def test_a_read_only_disk_with_finished_shards_is_used_as_it_is(words, disk, tmp
     assert other.folder.is_relative_to(tmp_path / "elsewhere") and other.samples == 20
     with contextlib.suppress(RunError):
         del found, other
+
+
+def test_a_file_on_a_read_only_disk_is_hashed_once(words, disk, tmp_path, monkeypatch):
+    path = corpus.write_jsonl(disk / "data.jsonl", corpus.texts(20))
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    monkeypatch.setattr(shard_folder, "SETTLED_S", -60.0)
+    hashed = []
+    real = shard_folder.sha256_file
+    monkeypatch.setattr(shard_folder, "sha256_file", lambda path: hashed.append(path) or real(path))
+    first = load(path, "text", words, fallback=tmp_path / "run" / "shards")
+    again = load(path, "text", words, fallback=tmp_path / "run" / "shards")
+    assert first.folder == again.folder and first.folder.is_relative_to(tmp_path) and hashed == [path]
 
 
 def test_nowhere_to_keep_tokens_is_a_paragraph(words, disk):

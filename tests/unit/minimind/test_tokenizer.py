@@ -1,5 +1,9 @@
 """The chat format and which of its tokens are targets."""
 
+import json
+import shutil
+
+import jinja2.sandbox
 import numpy as np
 import pytest
 
@@ -72,13 +76,40 @@ def test_a_missing_folder_and_a_broken_file_are_told_apart(tmp_path):
     assert broken.value.reason is Reason.DATA_INVALID
 
 
-def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path, folder):
-    import json
-    import shutil
+def with_template(folder, target, template):
+    shutil.copytree(folder / "out" / "tokenizer", target)
+    path = target / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    return tokenizer.Tokenizer(target)
 
-    shutil.copytree(folder / "out" / "tokenizer", tmp_path / "evil")
-    path = tmp_path / "evil" / "tokenizer_config.json"
-    config = json.loads(path.read_text()) | {"chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"}
-    path.write_text(json.dumps(config))
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        "''.__class__.__mro__[1].__subclasses__()",
+        "messages[0].__class__.__mro__",
+        "messages[0].update({'role': 'x'})",
+        "messages.append(1)",
+        "'{0.__class__}'.format(1).x()",
+        "namespace().__class__.__mro__",
+        "(messages | first)['content'].__len__.__self__",
+    ],
+)
+def test_a_template_cannot_reach_out_of_its_sandbox(reach, tmp_path, folder):
+    words = with_template(folder, tmp_path / "evil", f"{{% for m in messages %}}{{{{ {reach} }}}}{{% endfor %}}")
+    messages = [turn("user", "a")]
     with pytest.raises(RunError, match="refuses"):
-        tokenizer.Tokenizer(tmp_path / "evil").render([turn("user", "a")])
+        words.render(messages)
+    assert messages == [turn("user", "a")]
+
+
+def test_what_the_sandbox_does_not_look_into_at_length_is_what_it_was(tmp_path, folder):
+    template = (
+        "{% set n = namespace(seen=0) %}{% for m in messages %}{% set n.seen = n.seen + loop.index0 %}"
+        "{{ m.role }} {{ m.absent }} {{ m.absent is defined }} {{ m.items() | list | length }} {{ loop.last }}"
+        " {{ m.content.strip().split('b') }} {{ loop.nothing is defined }} {{ n.nothing is defined }}"
+        "\n{% endfor %}{{ n.seen }} {{ messages[0].content.upper() }}"
+    )
+    messages = [turn("user", " abc "), turn("assistant", "")]
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+    assert with_template(folder, tmp_path / "words", template).render(messages) == plain.render(messages=messages)
