@@ -102,6 +102,10 @@ def main() -> int:
 
     from minimind.flops import peak_flops
 
+    if options.steps < WARM_UP + 2:
+        parser.error(f"--steps must be at least {WARM_UP + 2}: the first {WARM_UP} are not measured")
+    if not options.device.startswith("cuda"):  # a CPU refuses to fill its memory
+        options.ways = [way for way in options.ways if "auto" not in WAYS[way]]
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         print("not measured: no CUDA device", file=sys.stderr)
         return 0
@@ -119,7 +123,7 @@ def main() -> int:
             for way, row in rows.items():
                 found["rows"].append({"size": size, "way": way, **row})
                 if not options.json:
-                    print_row(size, way, row, peak_flops(device, row.get("dtype", options.dtype or "bfloat16")))
+                    print_row(size, way, row, peak_flops(device, row.get("dtype") or "bfloat16"))
             failed |= len(good) < len(rows)
             if not good:
                 continue

@@ -41,6 +41,7 @@ def measure(ranks: int, folder: pathlib.Path) -> dict[str, float]:
     flags += ["--save_dir", folder / "out", "--run_dir", run_dir, "--from_weight", folder / "start.pth"]
     flags += ["--batch_size", BATCH, "--accumulation_steps", MICRO_BATCHES // ranks, "--max_steps", STEPS]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node"]
+    before = looped_bytes()
     done = subprocess.run(
         [sys.executable, *torchrun, str(ranks), "-m", "minimind", "pretrain", *map(str, flags)],
         cwd=folder,
@@ -53,7 +54,16 @@ def measure(ranks: int, folder: pathlib.Path) -> dict[str, float]:
         raise SystemExit(done.stdout + done.stderr)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     seconds = lines[-1]["time"] - lines[0]["time"]
-    return {"tokens_per_s": sum(line["tokens"] for line in lines[1:]) / seconds, "loss": lines[-1]["loss"]}
+    return {
+        "tokens_per_s": sum(line["tokens"] for line in lines[1:]) / seconds,
+        "loss": lines[-1]["loss"],
+        "sent_bytes": (looped_bytes() - before) / STEPS / ranks,
+    }
+
+
+def looped_bytes() -> int:
+    """What the machine has sent to itself so far; ranks meet there, and the start of a run is in it."""
+    return int(pathlib.Path("/sys/class/net/lo/statistics/tx_bytes").read_text())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +185,8 @@ def main() -> int:
         print(
             f"  {ranks} ranks  {row['tokens_per_s']:8,.0f} tokens/s"
             f"  {row['tokens_per_s'] / alone['tokens_per_s']:.2f}x"
-            f"  {moved / 1e6:.1f} MB sent by each rank a step  last loss {row['loss']:.6f}"
+            f"  {row['sent_bytes'] / 1e6:.1f} MB sent by each rank a step ({moved / 1e6:.1f} in a ring)"
+            f"  last loss {row['loss']:.6f}"
         )
     agree = all(math.isclose(row["loss"], alone["loss"], rel_tol=1e-5) for row in measured.values())
     print(f"  losses {'agree' if agree else 'DIFFER'} (1e-5)\n")

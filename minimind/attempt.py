@@ -16,7 +16,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from minimind.config import UsageError
-from minimind.durable import AlreadyHeld, hold, is_disk_full, publish, to_json, verified_weights
+from minimind.durable import (
+    AlreadyHeld,
+    hold,
+    is_disk_full,
+    is_gpu_memory_full,
+    is_main_memory_full,
+    publish,
+    to_json,
+    verified_weights,
+)
 from minimind.process import boot_id, kill_all, start_time
 from minimind.pulse import Phase, Pulse, Watch, died, last_metrics_step
 from minimind.rundir import BY_HAND, Reason, RunDir, RunError, RunSpec, new_run_id
@@ -193,7 +202,9 @@ class Attempt:
             outcome = {"status": "error", **said, "last_step": self.last_step}
             if self.rank == 0:
                 self._conclude(outcome)
-            elif not self.supervised and error.ranks:  # rank 0 may be the one that cannot
+            elif not self.supervised and (
+                not self.agreed or getattr(error, "ranks", ())
+            ):  # rank 0 does not know, or is the one that cannot
                 self._say_end({**outcome, "last_step": last_metrics_step(self.dir.metrics)})  # what it wrote down
 
     def _conclude(self, outcome: dict[str, Any]) -> None:
@@ -239,7 +250,14 @@ def explain(error: Exception) -> RunError:
             remedy="free space or move root to a larger disk, then `launch resume`: the last checkpoint is whole",
             reason=Reason.DISK_FULL,
         )
-    if type(error).__name__ == "OutOfMemoryError":
+    if is_main_memory_full(error):
+        return RunError(
+            "the machine's memory is full",
+            why=str(error).partition("\n")[0] or "Python was given no more",
+            remedy="set --max_tokens_per_batch, or halve --batch_size and double --accumulation_steps",
+            reason=Reason.OOM_KILLED,
+        )
+    if is_gpu_memory_full(error):
         return RunError(
             "the GPU's memory is full",
             why=str(error).partition("\n")[0],

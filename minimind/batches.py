@@ -50,7 +50,10 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The same in memory that a GPU reads by itself."""
-        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
+        try:
+            return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
+        except RuntimeError:  # a host that lets no more memory be pinned: the copy waits then, and is the same
+            return self
 
 
 class Reader(Samples):

@@ -74,6 +74,7 @@ def save(
                 fsync_dir(folder)
         aside = run.checkpoints / f".{final.name}.{os.getpid()}.tmp"
         try:
+            shutil.rmtree(aside, ignore_errors=True)  # of a killed save by a process of the same number
             aside.mkdir(mode=0o700)
             for name, value in (("parameters.pt", parameters), ("optimizer.pt", optimizer)):
                 with publishing(aside / name) as file:

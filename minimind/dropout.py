@@ -6,6 +6,7 @@ pass, beside which others, packed or padded, and whether the run was resumed in 
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 from collections.abc import Sequence
@@ -40,18 +41,23 @@ class Dropout:
 
     share: float
     keys: Tensor
+    layer: Tensor | int = 0
 
-    def __call__(self, x: Tensor, place: Place, layer: int = 0, *, keys: Tensor | None = None) -> Tensor:
+    def by_layer(self, count: int) -> list[Dropout]:
+        """The same for each layer. Its number is a tensor, so that one compiled block serves all of them."""
+        return [dataclasses.replace(self, layer=n) for n in torch.arange(count, device=self.keys.device).unbind()]
+
+    def __call__(self, x: Tensor, place: Place, *, keys: Tensor | None = None) -> Tensor:
         """Drop from (..., C), one key a row; the rest is scaled up by 1 / (1 - share)."""
         rows = self.keys.reshape(-1) if keys is None else keys
         columns = torch.arange(x.shape[-1], device=x.device)
-        return self._apply(x, self._salted(rows, place, layer).view(*x.shape[:-1], 1), columns)
+        return self._apply(x, self._salted(rows, place).view(*x.shape[:-1], 1), columns)
 
-    def experts(self, x: Tensor, layer: int, *, token: Tensor, expert: Tensor) -> Tensor:
+    def experts(self, x: Tensor, *, token: Tensor, expert: Tensor) -> Tensor:
         """The same for (N, C) outputs of experts, each of its own token (N,) and expert (N,)."""
-        return self(x, Place.FEED_FORWARD, layer, keys=mix(self.keys.reshape(-1)[token] ^ (expert + 1)))
+        return self(x, Place.FEED_FORWARD, keys=mix(self.keys.reshape(-1)[token] ^ (expert + 1)))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None, layer: int) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None) -> Tensor:
         """Causal attention over (B, H, T, D) with dropped probabilities.
 
         With ``lengths`` the single row is documents one after the other, and each attends to itself alone.
@@ -60,18 +66,18 @@ class Dropout:
         pieces = zip(
             *(torch.split(x, cuts, dim=2) for x in (q, k, v)), torch.split(self.keys, cuts, dim=1), strict=True
         )
-        return torch.cat([self._attend(*piece, layer) for piece in pieces], dim=2)
+        return torch.cat([self._attend(*piece) for piece in pieces], dim=2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, layer: int) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, T, T)
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         probabilities = scores.float().masked_fill(future, -math.inf).softmax(-1).to(q.dtype)
         heads = torch.arange(q.shape[1], device=q.device)[:, None]
-        rows = mix(self._salted(keys[:, None, :], Place.ATTENTION, layer) ^ (heads + 1))  # (B, H, T)
+        rows = mix(self._salted(keys[:, None, :], Place.ATTENTION) ^ (heads + 1))  # (B, H, T)
         return self._apply(probabilities, rows[..., None], torch.arange(k.shape[2], device=q.device)) @ v
 
-    def _salted(self, keys: Tensor, place: Place, layer: int) -> Tensor:
-        return mix(keys ^ (1 + 4 * layer + int(place)))
+    def _salted(self, keys: Tensor, place: Place) -> Tensor:
+        return mix(keys ^ (4 * self.layer + (1 + int(place))))
 
     def _apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         kept = mix(rows ^ mix(columns + 1)) >= round(self.share * (1 << 32))

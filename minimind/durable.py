@@ -119,11 +119,34 @@ def tree_hash(folder: Path) -> str:
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether a full disk or quota is behind an exception; libraries raise others on the way out."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
+    return any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in behind(error))
+
+
+def behind(error: BaseException | None) -> list[BaseException]:
+    """An exception and those it came from, each once, whatever refers to what."""
+    found: list[BaseException] = []
+    while error is not None and all(error is not one for one in found):
+        found.append(error)
         error = error.__cause__ or error.__context__
-    return False
+    return found
+
+
+def is_gpu_memory_full(error: BaseException | None) -> bool:
+    """Whether a GPU had no memory left, by what torch says of its own allocations and of those inside the libraries."""
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return any(
+        type(one).__name__ == "OutOfMemoryError"
+        or (isinstance(one, RuntimeError) and any(word in str(one) for word in words))
+        for one in behind(error)
+    )
+
+
+def is_main_memory_full(error: BaseException | None) -> bool:
+    """Whether the system gave no more main memory."""
+    return any(
+        isinstance(one, MemoryError) or (isinstance(one, RuntimeError) and "DefaultCPUAllocator" in str(one))
+        for one in behind(error)
+    )
 
 
 class AlreadyHeld(Exception):

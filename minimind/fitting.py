@@ -14,6 +14,7 @@ import torch
 from minimind.batches import Batch, Reader
 from minimind.config import UsageError
 from minimind.dist import World
+from minimind.durable import is_gpu_memory_full
 
 KEPT_FREE = 0.1
 """Share of the memory that stays free: fragments, NCCL's buffers, a later pass with another shape."""
@@ -22,12 +23,18 @@ STEPS_LOOKED_AT = 200
 """Steps of the first epoch among which the heaviest pass is looked for."""
 
 
-def refuse(ranks: World) -> None:
-    """Raise where ``auto`` cannot be found out.
+def refuse(ranks: World, *, balanced_by_pass: bool) -> None:
+    """Raise where ``auto`` cannot be found out, or would decide what is learned.
 
     Raises:
-        UsageError: on a CPU, and for a sharded model.
+        UsageError: on a CPU, for a sharded model, and for a mixture whose passes are balanced each by itself.
     """
+    if balanced_by_pass:
+        raise UsageError(
+            "--max_tokens_per_batch auto does not work with minimind3's mixture of experts",
+            why="its balancing loss is taken over each pass, so a GPU's free memory would decide what is learned",
+            remedy="give a number (and the same one for every run that is to be compared), or leave it away",
+        )
     if ranks.device.type != "cuda":
         raise UsageError(
             "--max_tokens_per_batch auto needs a GPU",
@@ -110,7 +117,9 @@ def find(
             torch.cuda.synchronize(device)
             peaks[most] = torch.cuda.max_memory_reserved(device)
             good = peaks[most] <= budget_bytes
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_gpu_memory_full(error):
+                raise
             good = False
         clear()
         gc.collect()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minimind.config import TrainConfig
+from minimind.config import TrainConfig, to_plain
 from minimind.dist import World
 from minimind.durable import sha256_file
 from minimind.precision import computed_in
@@ -34,6 +34,20 @@ MAY_CHANGE_ON_RESUME = frozenset(
     }
 )
 """Options that do not decide what is learned, or whose content is compared by hash instead of by name."""
+
+
+def decides(config: TrainConfig) -> dict[str, Any]:
+    """The options that decide what is learned, as JSON knows them."""
+    told = to_plain(config)
+    kept = {name: value for name, value in told.items() if name not in MAY_CHANGE_ON_RESUME}
+    if balanced_by_pass(config):
+        kept["max_tokens_per_batch"] = told["max_tokens_per_batch"]
+    return kept
+
+
+def balanced_by_pass(config: TrainConfig) -> bool:
+    """Whether the loss depends on how a step is cut into passes: minimind3 balances a mixture over each of them."""
+    return config.use_moe and config.arch == "minimind3"
 
 
 def refuse_another_stage(before: Mapping[str, Any], stage: str) -> None:

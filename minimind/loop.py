@@ -78,12 +78,15 @@ def _train(stage: Stage, config: TrainConfig, attempt: Attempt) -> None:
                 state.attention = probe.choose(config, state.model, ranks, say)
                 say_what_else_computes(state.computed_before, computed_by(config, ranks, state.attention), say)
                 with autocast(config, ranks.device):
-                    stage.begin(state.reader, ranks, state.facts, say)
+                    stage.begin(state.model, state.reader, ranks, state.facts, say)
                 if config.max_tokens_per_batch == "auto":
                     fill_memory(config, ranks, state, say)
                 _run(config, attempt, ranks, state, say)
             except Exception as error:
-                raise attempt.blame(error) from error
+                blamed = attempt.blame(error)
+                if blamed is error:  # `raise error from error` would make it its own cause
+                    raise
+                raise blamed from error
 
 
 def print_line(text: str) -> None:

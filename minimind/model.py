@@ -116,14 +116,14 @@ class Attention(nn.Module):
             out = cache.attend(self.layer, q, k, v)
         elif dropout is not None:
             k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
-            out = dropout.attend(q, k, v, None if row is None else row.lengths, self.layer)
+            out = dropout.attend(q, k, v, None if row is None else row.lengths)
         elif row is not None:
             out = row.attend(q, k, v)
         else:
             k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
-        return dropout(projected, Place.RESIDUAL, self.layer) if dropout is not None else projected
+        return dropout(projected, Place.RESIDUAL) if dropout is not None else projected
 
 
 def rms_norm(config: ModelConfig, width: int) -> RMSNorm:
@@ -150,12 +150,11 @@ class MoE(nn.Module):
     """A mixture of experts: each token goes to its k likeliest of E, by their probabilities, and to the shared one.
 
     ``auxiliary`` holds the load-balancing loss of the last training pass (Fedus et al. 2021, eq. 4): minimind2 takes it
-    per text and averages over texts, minimind3 over all tokens of the pass at once. ``layer`` only seeds dropout.
+    per text and averages over texts, minimind3 over all tokens of the pass at once.
     """
 
-    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.k, self.experts_count = config.experts_per_token, config.num_experts
         self.per_text = config.arch == "minimind2"
         self.weight_of_auxiliary = 0.1 if self.per_text else 5e-4
@@ -176,7 +175,7 @@ class MoE(nn.Module):
         groups = torch.split(flat[rows], counts.tolist())  # without tokens an expert runs on none: gradient 0
         outs = torch.cat([expert(group) for expert, group in zip(self.experts, groups, strict=True)])
         if dropout is not None:
-            outs = dropout.experts(outs, self.layer, token=rows, expert=chosen.flatten()[slots])
+            outs = dropout.experts(outs, token=rows, expert=chosen.flatten()[slots])
         outs = outs * weight.flatten()[slots, None].to(outs.dtype)
         out = torch.zeros_like(outs[: len(flat)]).index_add(0, rows, outs)
         for number, expert in enumerate(self.shared_experts):
@@ -184,7 +183,7 @@ class MoE(nn.Module):
             if dropout is not None:
                 everyone = torch.arange(len(flat), device=flat.device)
                 which = torch.full_like(everyone, self.experts_count + number)
-                shared = dropout.experts(shared, self.layer, token=everyone, expert=which)
+                shared = dropout.experts(shared, token=everyone, expert=which)
             out = out + shared
         if self.training:
             self.auxiliary = self._balance(scores, chosen, lengths or [x.shape[1]] * x.shape[0])
@@ -207,7 +206,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MoE(config, layer) if config.num_experts else MLP(config)
+        self.mlp = MoE(config) if config.num_experts else MLP(config)
         self.input_layernorm = rms_norm(config, config.hidden_size)
         self.post_attention_layernorm = rms_norm(config, config.hidden_size)
 
@@ -225,7 +224,7 @@ class Block(nn.Module):
         if isinstance(self.mlp, MoE):
             return x + self.mlp(normed, None if row is None else row.lengths, dropout)
         out: Tensor = self.mlp(normed)
-        return x + (out if dropout is None else dropout(out, Place.FEED_FORWARD, self.self_attn.layer))
+        return x + (out if dropout is None else dropout(out, Place.FEED_FORWARD))
 
 
 class Decoder(nn.Module):
@@ -301,8 +300,10 @@ class MiniMind(nn.Module):
         dropout = self.dropout if self.training else None
         if dropout is not None:
             x = dropout(x, Place.EMBEDDING)
-        for block in self.model.layers:
-            x = block(x, tables, row, cache, dropout)
+        blocks = self.model.layers
+        drops = [None] * len(blocks) if dropout is None else dropout.by_layer(len(blocks))
+        for block, drop in zip(blocks, drops, strict=True):
+            x = block(x, tables, row, cache, drop)
         x = self.model.norm(x)  # (B, T, C)
         if select is not None:
             x = x.reshape(-1, x.shape[-1]).index_select(0, select)  # (N, C)

@@ -16,13 +16,15 @@ from torch import nn
 from minimind import checkpoint, fitting, forecast, optim, shards, tokenizer
 from minimind.attempt import Attempt
 from minimind.batches import Order, Reader
-from minimind.config import ModelConfig, TrainConfig, data_file, starting_weights, to_plain, tokenizer_folder
+from minimind.config import ModelConfig, TrainConfig, data_file, starting_weights, tokenizer_folder
 from minimind.dist import World, load_whole_state
 from minimind.durable import sha256_file
 from minimind.identity import (
-    MAY_CHANGE_ON_RESUME,
+    balanced_by_pass,
     began_with,
     compare_start,
+    computed_by,
+    decides,
     refuse_another_stage,
     refuse_changes,
 )
@@ -75,7 +77,7 @@ def prepare(
     """
     _must_be_writable(config.save_dir, ranks)
     if config.max_tokens_per_batch == "auto":
-        fitting.refuse(ranks)
+        fitting.refuse(ranks, balanced_by_pass=balanced_by_pass(config))
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
     data_path = data_file(config, stage.info)
@@ -117,7 +119,7 @@ def prepare(
         refuse_other_tokenizer(words, path, vocab_size=words.vocab_size, any_tokenizer=config.any_tokenizer)
     identity = {
         "stage": stage.info.name,
-        "config": {k: v for k, v in to_plain(config).items() if k not in MAY_CHANGE_ON_RESUME},
+        "config": decides(config),
         "model": dataclasses.asdict(model.config),
         "data_sha256": data.meta["file"],
         "tokenizer_sha256": words.sha256,
@@ -164,10 +166,10 @@ def prepare(
             **stage.sidecar(model),
         },
         facts={
-            "start": identity["start_sha256"],
             "model": dataclasses.asdict(model.config),
             "max_seq_len": config.max_seq_len,
-            "computed_in": computed_in(config, ranks.device),
+            "pack": config.pack,
+            **{k: v for k, v in computed_by(config, ranks, None).items() if k != "ranks"},
         },
     )
     if saved:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from minimind.batches import Batch, Reader
 from minimind.dist import World
@@ -22,15 +23,24 @@ from minimind.durable import publish
 
 SAMPLES = 8
 """Samples of one pass. Fixed, so that neither the world size nor a resume changes a bit of the result."""
-VERSION = 1
+VERSION = 2
 
 LogProbs = Callable[[Batch], torch.Tensor]
 """A batch on the device -> (documents,) summed log-probabilities of each document's answer."""
 
 
 def key(facts: Mapping[str, Any]) -> str:
-    """Names what the numbers depend on: weights, shape, cut and where they were computed."""
+    """Names what the numbers depend on: weights, shape, cut, how and where they were computed."""
     return hashlib.sha256(json.dumps({"version": VERSION, **facts}, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 of a model's weights as they are in memory, whatever file or seed they came from."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def load_or_compute(

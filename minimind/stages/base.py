@@ -47,8 +47,10 @@ class Stage(abc.ABC):
         """Whether a checkpoint alone cannot rebuild the stage (a frozen base or a reference is not in it)."""
         return False
 
-    def begin(self, reader: Reader, ranks: World, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        """What all ranks do together before the first step; ``facts`` name weights, data and cut."""
+    def begin(
+        self, model: MiniMind, reader: Reader, ranks: World, facts: Mapping[str, Any], say: Callable[[str], None]
+    ) -> None:
+        """What all ranks do together before the first step; ``facts`` name shape, cut and what computes."""
 
     @abc.abstractmethod
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:

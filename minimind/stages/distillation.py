@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minimind import checkpoint
-from minimind.batches import Batch
+from minimind.batches import Batch, Reader
 from minimind.catalog import weights_file
 from minimind.config import DistillationConfig
+from minimind.dist import World
 from minimind.losses import cross_entropy_sum, distillation_sum
 from minimind.model import MiniMind
 from minimind.rundir import Reason, RunError
 from minimind.stages.base import Forward, Stage
+
+HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 class Distillation(Stage):
@@ -52,6 +56,13 @@ class Distillation(Stage):
     def to(self, device: torch.device) -> None:
         """Move the teacher."""
         self.teacher.to(device)
+
+    def begin(
+        self, model: MiniMind, reader: Reader, ranks: World, facts: Mapping[str, Any], say: Callable[[str], None]
+    ) -> None:
+        """A teacher with heads like the student's attends as the student does; of another it was not tried."""
+        if all(getattr(self.teacher.config, name) == getattr(model.config, name) for name in HEADS):
+            self.teacher.way = model.way
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, int, Mapping[str, Tensor]]:
         """The weighted sum over the batch's N answer tokens, with the cross-entropy told apart."""

@@ -34,10 +34,16 @@ class Dpo(Stage):
         """The reference is not in a checkpoint."""
         return True
 
-    def begin(self, reader: Reader, ranks: World, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    def begin(
+        self, model: MiniMind, reader: Reader, ranks: World, facts: Mapping[str, Any], say: Callable[[str], None]
+    ) -> None:
         """Know every answer's log-probability under the starting weights; these are dropped then."""
         forward = self.start.to(ranks.device)
+        forward.way = model.way
         del self.start
+        if ranks.leader:  # who alone reads and writes what is kept
+            way = forward.way.name if forward.way else None
+            facts = {**facts, "weights": reference.fingerprint(forward), "attention": way}
         sums = reference.load_or_compute(lambda b: self._sums(forward, b), reader, ranks, facts=facts, say=say)
         self.reference = torch.from_numpy(sums).to(ranks.device)  # (documents of the data,)
 

@@ -14,7 +14,7 @@ def some(documents, lengths, *, seed=3, epoch=1, share=0.3, width=None):
 
 
 def test_the_share_is_kept_in_every_row_and_column_and_the_mean_stays():
-    dropped = some([5, 9], [300, 212])(torch.ones(1, 512, 400), Place.RESIDUAL, 2)[0]
+    dropped = some([5, 9], [300, 212])(torch.ones(1, 512, 400), Place.RESIDUAL)[0]
     kept = (dropped > 0).float()
     assert kept.mean() == pytest.approx(0.7, abs=0.005) and dropped.mean() == pytest.approx(1, abs=0.01)
     for dim in (0, 1):  # 6 standard deviations of a binomial mean
@@ -39,7 +39,7 @@ def test_seed_epoch_and_document_each_give_masks_of_their_own(other):
 
 def test_layers_and_places_do_not_share_masks():
     x, dropout = torch.ones(1, 64, 64), some([5], [64])
-    masks = [dropout(x, place, layer) > 0 for place in Place for layer in range(3)]
+    masks = [layer(x, place) > 0 for place in Place for layer in dropout.by_layer(3)]
     for i, one in enumerate(masks):
         for other in masks[:i]:
             assert (one == other).float().mean() == pytest.approx(0.58, abs=0.05)

@@ -15,6 +15,7 @@ from minimind.dist import World
 from minimind.feed import Feed
 from minimind.flags import parse
 from minimind.passes import passes_of, shares
+from minimind.rundir import RunError
 from tests.support import corpus
 from tests.support.corpus import TINY
 
@@ -196,6 +197,33 @@ def test_the_heaviest_pass_is_looked_for_with_its_padding(data):
     assert sorted(group) == sorted(reader.usable[mixed])
 
 
+def test_memory_that_cannot_be_pinned_is_copied_as_it_is(data, monkeypatch):
+    def refuse(self, device=None):
+        raise RuntimeError("cannot pin")
+
+    state = state_of(data)
+    (one, *_) = passes_of(state, state.order.step(1), ALONE)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    assert torch.equal(one.pinned().batch.ids, one.batch.ids)
+
+
+def test_what_cuts_a_mixture_s_passes_may_not_change_on_a_resume_where_it_decides_what_is_learned(folder):
+    flags = (*FLAGS, "--use_moe", "1", "--epochs", "1", "--save_interval", "1", "--arch")
+    for arch, refused in (("minimind2", False), ("minimind3", True)):
+        corpus.train_here(folder, "pretrain", *flags, arch, "--max_steps", "2", run=f"cut-{arch}")
+        again = lambda arch=arch: corpus.train_here(  # noqa: E731
+            folder, "pretrain", *flags, arch, "--max_steps", "3", "--max_tokens_per_batch", "60", run=f"cut-{arch}"
+        )
+        if refused:
+            with pytest.raises(RunError, match="not the training") as told:
+                again()
+            assert "--max_tokens_per_batch was None, is 60" in told.value.why
+            with pytest.raises(UsageError, match="mixture of experts"):
+                corpus.train_here(folder, "pretrain", *flags, arch, "--max_tokens_per_batch", "auto", run="auto")
+        else:
+            assert [line["step"] for line in again()] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("kind", ["text", "pair"])
 def test_ranks_share_every_step_by_tokens_and_none_has_more_than_it_must(folder, kind):
     words = tokenizer.load(folder / "out" / "tokenizer")
@@ -235,7 +263,7 @@ def test_joined_micro_batches_hold_the_same_samples_and_learn_the_same(folder, p
         clear()
         return 150
 
-    monkeypatch.setattr(fitting, "refuse", lambda ranks: None)
+    monkeypatch.setattr(fitting, "refuse", lambda ranks, **_: None)
     monkeypatch.setattr(fitting, "find", find)
     lines = corpus.train_here(
         folder, "pretrain", *FLAGS, "--epochs", "3", "--max_tokens_per_batch", "auto", run="joined"

@@ -1,9 +1,13 @@
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from minimind import probe
+from minimind.attention import Padded
 from minimind.pulse import Phase
 from minimind.stages.dpo import Dpo
 from tests.support import corpus
@@ -49,6 +53,31 @@ def test_other_weights_or_another_cut_are_scored_anew(folder):
     corpus.train_here(folder, "dpo", *FLAGS, "--max_seq_len", "60", run="b")
     corpus.train_here(folder, "dpo", *FLAGS, "--from_weight", "rlhf", run="c")
     assert len(kept(folder)) == 3
+
+
+def test_weights_of_another_seed_are_another_reference(folder):
+    first = corpus.train_here(folder, "dpo", *FLAGS, "--from_weight", "none", "--seed", "1", run="a")
+    other = corpus.train_here(folder, "dpo", *FLAGS, "--from_weight", "none", "--seed", "2", run="b")
+    assert len(kept(folder)) == 2
+    for lines in (first, other):  # before the first update the policy is the reference
+        assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and lines[0]["margin"] == 0
+
+
+def test_the_reference_attends_in_the_way_that_the_policy_does(folder, monkeypatch):
+    seen = []
+
+    class Watched(Padded):
+        def __init__(self, *args):
+            super().__init__(*args)
+            seen.append(torch.is_inference_mode_enabled())
+
+    def choose(config, model, ranks, say):
+        model.way = Watched
+        return Watched.name
+
+    monkeypatch.setattr(probe, "choose", choose)
+    corpus.train_here(folder, "dpo", *FLAGS, run="a")
+    assert any(seen) and not all(seen)
 
 
 @pytest.mark.parametrize("damage", ["cut", "nan", "short", "pickle"])
