@@ -144,7 +144,8 @@ class TrainConfig:
     )
     max_tokens_per_batch: Annotated[
         int | Literal["auto"] | None,
-        "split a micro-batch into passes of at most this many tokens; auto: as many as fill the memory of a GPU",
+        "split a micro-batch into passes of at most this many tokens; auto: as many as fill the memory of a GPU; "
+        "default: on a CPU what keeps memory small, on a GPU no bound",
     ] = None
     pack: Annotated[bool, "concatenate texts without padding; --no-pack pads to max_seq_len as the original does"] = (
         True
@@ -198,6 +199,11 @@ class TrainConfig:
     max_bad_steps: Annotated[int, "steps in a row with a gradient that is not finite before the run fails"] = 3
     use_wandb: Annotated[bool, "also log to Weights & Biases (rank 0)"] = False
     wandb_project: Annotated[str, "project name there"] = "MiniMind"
+
+    @property
+    def balanced_by_pass(self) -> bool:
+        """Whether the loss depends on how a step is cut into passes: minimind3 balances a mixture over each of them."""
+        return self.use_moe and self.arch == "minimind3"
 
 
 @dataclass(frozen=True, kw_only=True)

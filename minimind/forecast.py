@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from minimind.config import TrainConfig
+from minimind import sizes
+from minimind.config import ModelConfig, TrainConfig
 from minimind.order import Order, Samples
 from minimind.schedule import learning_rate
 
@@ -60,8 +61,19 @@ def measure(samples: Samples, *, name: str, factor: float = 1.0) -> Data:
     )
 
 
-def largest_pass(samples: Samples, config: TrainConfig) -> tuple[int, int]:
-    """Tokens and targets of the largest pass through the model; which samples meet is taken from the first epoch."""
+def most_tokens(config: TrainConfig, model: ModelConfig, *, on_cpu: bool) -> int | None:
+    """The bound of a pass: as asked for, else on a CPU what keeps memory small; None without one.
+
+    There a pass of a few thousand tokens is as fast as a larger one. On a GPU larger ones are faster.
+    """
+    if config.max_tokens_per_batch is not None:
+        return config.max_tokens_per_batch if isinstance(config.max_tokens_per_batch, int) else None
+    bounded = on_cpu and config.pack and not config.balanced_by_pass
+    return sizes.pass_tokens(model) if bounded else None
+
+
+def largest_pass(samples: Samples, config: TrainConfig, *, most: int | None) -> tuple[int, int]:
+    """Tokens and targets of the largest pass, of at most ``most`` tokens; the first epoch says which samples meet."""
     in_order = samples.usable[order_of(config, len(samples.usable), micro_batches_per_step=1).epoch(1)]
     documents = samples.documents(in_order).reshape(samples.per_sample, -1)
     lengths, targets = (values[documents].sum(0) for values in (samples.lengths, samples.target_counts))  # (samples,)
@@ -69,8 +81,7 @@ def largest_pass(samples: Samples, config: TrainConfig) -> tuple[int, int]:
     tokens, wanted = (int(np.add.reduceat(values, starts).max()) for values in (lengths, targets))
     if not config.pack:
         tokens = min(config.batch_size, len(in_order)) * samples.per_sample * (samples.max_seq_len - 1)
-    most = config.max_tokens_per_batch
-    if isinstance(most, int) and most < tokens:  # auto is found out on the GPU, and no more than fits there
+    if most is not None and most < tokens:  # auto is found out on the GPU, and no more than fits there
         bound = max(most, int(lengths.max()))
         tokens, wanted = min(tokens, bound), min(wanted, bound)
     return tokens, wanted

@@ -40,14 +40,9 @@ def decides(config: TrainConfig) -> dict[str, Any]:
     """The options that decide what is learned, as JSON knows them."""
     told = to_plain(config)
     kept = {name: value for name, value in told.items() if name not in MAY_CHANGE_ON_RESUME}
-    if balanced_by_pass(config):
+    if config.balanced_by_pass:
         kept["max_tokens_per_batch"] = told["max_tokens_per_batch"]
     return kept
-
-
-def balanced_by_pass(config: TrainConfig) -> bool:
-    """Whether the loss depends on how a step is cut into passes: minimind3 balances a mixture over each of them."""
-    return config.use_moe and config.arch == "minimind3"
 
 
 def refuse_another_stage(before: Mapping[str, Any], stage: str) -> None:

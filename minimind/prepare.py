@@ -20,7 +20,6 @@ from minimind.config import ModelConfig, TrainConfig, data_file, starting_weight
 from minimind.dist import World, load_whole_state
 from minimind.durable import sha256_file
 from minimind.identity import (
-    balanced_by_pass,
     began_with,
     compare_start,
     computed_by,
@@ -77,7 +76,7 @@ def prepare(
     """
     _must_be_writable(config.save_dir, ranks)
     if config.max_tokens_per_batch == "auto":
-        fitting.refuse(ranks, balanced_by_pass=balanced_by_pass(config))
+        fitting.refuse(ranks, balanced_by_pass=config.balanced_by_pass)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.deterministic)
     data_path = data_file(config, stage.info)
@@ -137,7 +136,7 @@ def prepare(
         data,
         max_seq_len=config.max_seq_len,
         pack=config.pack,
-        max_tokens_per_batch=config.max_tokens_per_batch if config.max_tokens_per_batch != "auto" else None,
+        max_tokens_per_batch=forecast.most_tokens(config, model.config, on_cpu=ranks.device.type == "cpu"),
         weigh=stage.weigh(words),
     )
     reader.by_tokens = config.pack and not config.use_moe

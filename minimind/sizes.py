@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from minimind.config import LORA_TARGETS, ModelConfig
 
 FP32, FP16 = 4, 2
+PASS_BYTES = 768 << 20
+LEAST_TOKENS = 1024
 PROCESS_BYTES = 350 << 20
 """An interpreter with torch loaded and nothing in it (a GPU's context is of the same order, on the GPU)."""
 
@@ -57,6 +59,18 @@ class Memory:
         return sum(dataclasses.asdict(self).values())
 
 
+def pass_tokens(config: ModelConfig) -> int:
+    """Tokens of a pass that keeps about :data:`PASS_BYTES` for its gradient, and no fewer than :data:`LEAST_TOKENS`."""
+    return max(LEAST_TOKENS, PASS_BYTES // (FP32 * _kept(config)))
+
+
+def _kept(config: ModelConfig) -> int:
+    """Numbers that a token leaves behind for the gradient, in all layers; see :func:`memory`."""
+    chosen = max(1, config.experts_per_token + config.num_shared_experts)
+    routed = 3 * config.experts_per_token * config.hidden_size if config.num_experts else 0
+    return config.num_hidden_layers * (11 * config.hidden_size + 4 * config.intermediate_size * chosen + routed)
+
+
 def memory(
     config: ModelConfig,
     *,
@@ -78,11 +92,8 @@ def memory(
     while it is written. Measured on CPUs it is within a factor of 2 of the resident set at its peak; autocast to 16
     bits takes less.
     """
-    chosen = max(1, config.experts_per_token + config.num_shared_experts)
-    c, inner = config.hidden_size, config.intermediate_size
-    routed = 3 * config.experts_per_token * c if config.num_experts else 0
-    kept = tokens * config.num_hidden_layers * (11 * c + 4 * inner * chosen + routed)
-    logits = targets * (5 * config.vocab_size if teacher_logits else 2 * c)
+    kept = tokens * _kept(config)
+    logits = targets * (5 * config.vocab_size if teacher_logits else 2 * config.hidden_size)
     return Memory(
         weights=FP32 * parameters(config) + (FP32 * trained if trained < parameters(config) else 0),
         gradients=FP32 * trained,

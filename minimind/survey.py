@@ -74,7 +74,9 @@ def survey(
         use_moe=config.use_moe,
     )
     trained, exported, frozen = _parameters(stage, config, model)
-    tokens, targets = forecast.largest_pass(samples, config)
+    kind, available_bytes = room.available_bytes(config.device)
+    most = forecast.most_tokens(config, model, on_cpu=kind == "main")
+    tokens, targets = forecast.largest_pass(samples, config, most=most)
     memory = sizes.memory(
         model,
         trained=trained,
@@ -111,7 +113,7 @@ def survey(
         "parameters": {"all": sizes.parameters(model), "trained": trained},
         "pass": {"tokens": tokens, "targets": targets},
         "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
-        "room": dict(zip(("kind", "available_bytes"), room.available_bytes(config.device), strict=True)),
+        "room": {"kind": kind, "available_bytes": available_bytes},
         "disk": {
             "checkpoint_bytes": disk.checkpoint,
             "checkpoints_bytes": disk.checkpoints,
