@@ -119,10 +119,15 @@ def tree_hash(folder: Path) -> str:
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether a full disk or quota is behind an exception; libraries raise others on the way out."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    seen, open_ones = set[int](), [error]
+    while open_ones:
+        one = open_ones.pop()
+        if one is None or id(one) in seen:  # a chain may lead back to where it began
+            continue
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        error = error.__cause__ or error.__context__
+        seen.add(id(one))
+        open_ones += [one.__context__, one.__cause__]
     return False
 
 
