@@ -33,7 +33,7 @@ def small_disk(place, *, size):
     try:
         yield place
     finally:
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", "--lazy", place], check=True)  # the profiler may still have a file there open
 
 
 def test_a_disk_that_a_trace_fills_is_told_and_keeps_its_room_for_the_checkpoint(folder, capsys):
