@@ -123,11 +123,14 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def behind(error: BaseException | None) -> list[BaseException]:
-    """An exception and those it came from, each once, whatever refers to what."""
+    """An exception and those it came from, each once: a chain may lead back to where it began."""
     found: list[BaseException] = []
-    while error is not None and all(error is not one for one in found):
-        found.append(error)
-        error = error.__cause__ or error.__context__
+    ahead = [error]
+    while ahead:
+        one = ahead.pop()
+        if one is not None and all(one is not other for other in found):
+            found.append(one)
+            ahead += [one.__context__, one.__cause__]
     return found
 
 

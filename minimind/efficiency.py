@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from minimind.config import ModelConfig
-from minimind.flops import training_flops
+from minimind.flops import Cost
 
 LOADER_SHARE = 0.05
 LEAST_MFU = 0.10
@@ -21,16 +22,16 @@ WARM_UP_STEPS = 3
 """The first steps import, compile and fill caches: nothing is judged by them."""
 LEAST_STEPS, LEAST_S = 20, 20.0
 """What must have been seen before a warning."""
+RATES_KEPT = 256
+"""Steps at the end whose median is held against another run's, which is that of about as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What of a training decides how busy its device can be."""
 
-    model: ModelConfig
+    cost: Cost
     parameters: int
-    adapters: int | None
-    """Parameters that are trained beside a frozen model; None when all are."""
     dtype: str
     pack: bool
     fill: float
@@ -39,10 +40,6 @@ class Setting:
     compiled: bool
     peak_flops: float | None
     """Of all ranks together; None on a CPU, and where it is not known."""
-
-    def flops(self, *, positions: int, pairs: int, targets: int) -> float:
-        """What a step of all ranks computes (:func:`minimind.flops.training_flops`)."""
-        return training_flops(self.model, positions=positions, pairs=pairs, targets=targets, adapters=self.adapters)
 
 
 @dataclass(kw_only=True)
@@ -74,28 +71,39 @@ class Account:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     spent: Spent = field(default_factory=Spent)
+    rates: deque[float] = field(default_factory=lambda: deque(maxlen=RATES_KEPT))
+    """Tokens a second of single steps, as metrics.jsonl has them: without saves, logging and traces."""
     warned: bool = False
     seen: int = 0
     since: float = 0.0
 
-    def step(self, *, tokens: int, passes: int, pass_tokens: int, flops: float, data_wait_s: float) -> None:
-        """One step has ended, its line is not written yet."""
+    def step(
+        self, *, tokens: int, passes: int, pass_tokens: int, flops: float, data_wait_s: float, step_s: float
+    ) -> None:
+        """One step has ended after ``step_s``, its line is not written yet."""
         self.seen += 1
         if self.seen <= WARM_UP_STEPS:
             return
         spent = self.spent
         spent.steps += 1
         spent.tokens += tokens
+        self.rates.append(tokens / step_s)
         spent.passes += passes
         spent.pass_tokens += pass_tokens
         spent.flops += flops
         spent.data_wait_s += data_wait_s
 
-    def settle(self, *, log_s: float, save_s: float) -> None:
-        """All that belongs to the step is done: count its time, and warn once if it is spent badly."""
+    def settle(self, *, log_s: float, save_s: float, trace_s: float) -> None:
+        """All that belongs to the step is done: count its time, and warn once if it is spent badly.
+
+        Args:
+            log_s: of its time, what went into its line.
+            save_s: into a checkpoint.
+            trace_s: into a profiler's trace, which was asked for and is nobody's fault: it does not count.
+        """
         now = self.clock()
         if self.seen > WARM_UP_STEPS:
-            self.spent.seconds += now - self.since
+            self.spent.seconds += now - self.since - trace_s
             self.spent.log_s += log_s
             self.spent.save_s += save_s
         self.since = now
@@ -111,7 +119,7 @@ class Account:
         Args:
             saves: checkpoints written in this attempt.
             save_s: how long training stood still for them.
-            one_rank: tokens a second of one rank, and the run that reached it.
+            one_rank: tokens a second of one rank in a usual step, and the run that reached it.
             ranks: how many there are.
         """
         spent = self.spent
@@ -125,7 +133,8 @@ class Account:
         parts.append(f"{save_s:.1f} s standing still for {saves} checkpoint{'' if saves == 1 else 's'}")
         if one_rank is not None and ranks > 1:
             alone, name = one_rank
-            parts.append(f"{rate / alone:.2f} times one rank ({name}): {rate / alone / ranks:.0%} efficient")
+            times = statistics.median(self.rates) / alone
+            parts.append(f"in the steps alone {times:.2f} times one rank ({name}): {times / ranks:.0%} efficient")
         self.say(", ".join(parts))
 
 

@@ -8,14 +8,14 @@ from contextlib import nullcontext
 
 import torch
 
-from minimind import checkpoint, history, probe
+from minimind import checkpoint, history, lora, probe
 from minimind.attempt import Attempt, PeerFailed
 from minimind.catalog import written_file
 from minimind.config import TrainConfig, to_plain
 from minimind.dist import World, world
 from minimind.efficiency import Account, Setting
 from minimind.feed import Feed
-from minimind.flops import peak_flops
+from minimind.flops import peak_flops, training_cost
 from minimind.forecast import last_step, measure
 from minimind.identity import computed_by, say_what_else_computes
 from minimind.metrics import Metrics
@@ -23,8 +23,8 @@ from minimind.passes import not_finite
 from minimind.precision import autocast, computed_in
 from minimind.prepare import TrainState, prepare
 from minimind.pulse import Phase
-from minimind.saving import Saver, keep_sound, save
-from minimind.stages.base import Stage, trainable
+from minimind.saving import Saver, keep_sound, save, to_come_bytes
+from minimind.stages.base import Stage
 from minimind.tracing import Tracer
 from minimind.update import StopFlag, fill_memory, hold_sigterm, leave_on_sigterm, one_step
 
@@ -131,9 +131,16 @@ def _run(
         metrics or nullcontext(),
         Saver(attempt.dir, keep=config.keep_checkpoints, metrics=metrics) as saver,
         Feed(state, ranks, last=last) as feed,
-        Tracer(attempt.dir.profile, on=config.profile and ranks.leader, device=ranks.device, say=say) as tracer,
+        Tracer(
+            attempt.dir.profile,
+            on=config.profile and ranks.leader,
+            device=ranks.device,
+            say=say,
+            before=lambda: _finish(saver, attempt),
+            needed_bytes=lambda saved: to_come_bytes(config, state, attempt.dir, saved=saved),
+        ) as tracer,
     ):
-        saved_s = 0.0
+        saved_s = traced_s = 0.0
         while not final and not stopped:
             saver.check()
             with tracer.step(state.step + 1):
@@ -154,7 +161,8 @@ def _run(
                 attempt.at(Phase.SAVE)
                 save(config, ranks, state, saver, aside=not (final or stopped))
             if account:
-                account.settle(log_s=log_s, save_s=saver.waited_s - saved_s)
+                account.settle(log_s=log_s, save_s=saver.waited_s - saved_s, trace_s=tracer.took_s - traced_s)
+            traced_s = tracer.took_s
     if account:
         alone = _alone(config, ranks, state, attempt)
         account.tell(saves=saver.saves, save_s=saver.waited_s, one_rank=alone, ranks=ranks.size)
@@ -182,17 +190,19 @@ def _run(
     ranks.barrier()
 
 
+def _finish(saver: Saver, attempt: Attempt) -> None:
+    """Before a trace is written: no checkpoint is on its way that could meet a disk which the trace fills."""
+    attempt.at(Phase.SAVE)
+    saver.wait()
+
+
 def _setting(config: TrainConfig, ranks: World, state: TrainState) -> Setting:
     on_gpu = ranks.device.type == "cuda"
     dtype = computed_in(config, ranks.device)
     peak = peak_flops(torch.cuda.get_device_name(ranks.device), dtype) if on_gpu else None
-    parameters, trained = (
-        sum(p.numel() for p in some) for some in (state.model.parameters(), trainable(state.model).values())
-    )
     return Setting(
-        model=state.model.config,
-        parameters=parameters,
-        adapters=trained if trained < parameters else None,
+        cost=training_cost(state.model.config, adapters=lora.ranks(state.model) or None),
+        parameters=sum(p.numel() for p in state.model.parameters()),
         dtype=dtype,
         pack=config.pack,
         fill=1.0 if config.pack else measure(state.reader, name="").fill,
@@ -203,9 +213,11 @@ def _setting(config: TrainConfig, ranks: World, state: TrainState) -> Setting:
 
 
 def _alone(config: TrainConfig, ranks: World, state: TrainState, attempt: Attempt) -> tuple[float, str] | None:
-    """How fast one rank was, and in which run, where an earlier one of this shape on such a device tells."""
+    """How fast one rank was, and in which run, where an earlier one of this work on such a device tells."""
     if ranks.size == 1:
         return None
     device = computed_by(config, ranks, state.attention)["device"]
-    found = history.rate(state.stage.info.name, config, 1, computed_on=device, but=attempt.dir.root.name)
+    found = history.rate(
+        state.stage.info.name, config, 1, read=state.identity, computed_on=device, but=attempt.dir.root.name
+    )
     return (found[0], found[1]) if found[0] and found[1] else None

@@ -114,6 +114,12 @@ def describe(model: nn.Module) -> dict[str, object]:
     }
 
 
+def ranks(model: nn.Module) -> dict[str, int]:
+    """Ranks of the adapters on a model, by the path of their linear."""
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))
+    return {name: module.lora.A.out_features for name, module in found}
+
+
 def find(name: str, save_dir: Path, *, hidden_size: int) -> tuple[Path, float]:
     """The file and strength that ``PATH``, ``PATH:0.5`` or a bare name such as ``lora_identity`` mean."""
     strength = 1.0

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from minimind import checkpoint
+from minimind import checkpoint, forecast, sizes
 from minimind.config import TrainConfig
 from minimind.dist import World, whole_state
 from minimind.identity import computed_by
@@ -105,6 +105,22 @@ class Saver:
         else:  # what ends the run already is its first cause
             with contextlib.suppress(Exception):
                 self.wait()
+
+
+WRITTEN_BESIDE = 1.1
+"""What a checkpoint or the weights take on the disk for each byte of their numbers, at the most."""
+
+
+def to_come_bytes(config: TrainConfig, state: TrainState, run: RunDir, *, saved: int) -> int:
+    """The most that the checkpoints after step ``saved`` and the final weights will take beside what lies there."""
+    saves = forecast.saves(config, state.order, done=saved)
+    disk = sizes.disk(
+        trained=sum(parameter.numel() for parameter in trainable(state.model).values()),
+        exported=sum(tensor.numel() for tensor in state.stage.weights(state.model).values()),
+        saves=saves,
+        keep=config.keep_checkpoints,
+    )
+    return math.ceil(WRITTEN_BESIDE * disk.to_come(saves=saves, held=len(run.checkpoint_steps())))
 
 
 def save(config: TrainConfig, ranks: World, state: TrainState, saver: Saver, *, aside: bool) -> None:

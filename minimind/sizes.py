@@ -117,6 +117,10 @@ class Disk:
         """The most that the run will hold."""
         return self.checkpoints + self.export
 
+    def to_come(self, *, saves: int, held: int) -> int:
+        """What the run will still take where ``held`` checkpoints lie already and ``saves`` are to be written."""
+        return max(min(saves, 1) * self.checkpoint, self.checkpoints - held * self.checkpoint) + self.export
+
 
 def disk(*, trained: int, exported: int, saves: int, keep: int) -> Disk:
     """Checkpoints are fp32 weights and AdamW's two numbers of each.

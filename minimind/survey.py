@@ -93,9 +93,13 @@ def survey(
         data, config, order, trained=trained, where=f"{nproc} rank{'s' if nproc > 1 else ''}"
     )
     last = forecast.last_step(config, order)
-    rate, source = (tokens_per_s, "--tokens_per_s") if tokens_per_s else history.rate(stage, config, nproc)
+    rate, source = tokens_per_s, "--tokens_per_s" if tokens_per_s else None
+    if rate is None:
+        read = {"data_sha256": samples.shards.meta["file"], "tokenizer_sha256": words.sha256}
+        rate, source = history.rate(stage, config, nproc, read=read if data.exact else None)
+        if source and not data.exact:
+            source += ", perhaps of other data"
     left_tokens = data.tokens * max(0, last - before.step) / order.steps_per_epoch
-    needed_bytes = max(min(left, 1) * disk.checkpoint, disk.checkpoints - before.checkpoints * disk.checkpoint)
     return {
         "stage": stage,
         "arch": config.arch,
@@ -118,7 +122,7 @@ def survey(
             "checkpoint_bytes": disk.checkpoint,
             "checkpoints_bytes": disk.checkpoints,
             "export_bytes": disk.export,
-            "needed_bytes": needed_bytes + disk.export,
+            "needed_bytes": disk.to_come(saves=left, held=before.checkpoints),
             "least_bytes": min(left, 1) * disk.checkpoint + disk.export,
             "free_bytes": free_bytes,
             "folder": str(folder),

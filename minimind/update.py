@@ -67,6 +67,8 @@ def one_step(
     began = time.perf_counter()
     attempt.at(Phase.READ, step=state.step + 1)
     ready = feed.take(state.step + 1)
+    waited_s = time.perf_counter() - began
+    attempt.at(Phase.COMPUTE)  # from here on it may be another rank that is waited for
     step, count = ready.step, ready.count
     passes = evened_out(state, ready.passes, ranks)
     rate = optim.learning_rate(
@@ -77,10 +79,8 @@ def one_step(
     )
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    waited_s = time.perf_counter() - began
     names = state.stage.told
     kept: list[list[Tensor]] = []  # of each pass: its loss, the auxiliary one, what else is told
-    attempt.at(Phase.COMPUTE)
     for index, one in enumerate(passes):
         last = index == len(passes) - 1
         state.model.dropout = dropout_of(config, ranks, step, one)
@@ -139,10 +139,15 @@ def one_step(
         **{name: value / max(1, count) for name, value in zip(names, sums[3:], strict=True)},
     }
     if account:
-        flops = account.setting.flops(positions=ready.positions, pairs=ready.pairs, targets=ready.targets)
+        flops = account.setting.cost.of(positions=ready.positions, pairs=ready.pairs, targets=ready.targets)
         pass_tokens = sum(one.batch.tokens for one in passes)
         account.step(
-            tokens=ready.tokens, passes=len(passes), pass_tokens=pass_tokens, flops=flops, data_wait_s=waited_s
+            tokens=ready.tokens,
+            passes=len(passes),
+            pass_tokens=pass_tokens,
+            flops=flops,
+            data_wait_s=waited_s,
+            step_s=elapsed_s,
         )
         if account.setting.peak_flops:
             line["mfu"] = flops / elapsed_s / account.setting.peak_flops

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from minimind import flags, lora, plan, sizes, survey
+from minimind import flags, lora, plan, sizes, survey, tokenizer
 from minimind.config import CannotTrain, ModelConfig
+from minimind.durable import sha256_file
 from minimind.model import MiniMind
 from minimind.order import Order
 from minimind.rundir import RunError, RunSpec
@@ -233,12 +234,18 @@ def test_time_comes_from_an_earlier_run_of_the_same_shape_or_from_the_flag(folde
     run.mkdir()
     spec = RunSpec(run_id=run.name, stage="pretrain", flags=list(words), nproc=3, executor="venv")
     (run / "spec.json").write_bytes(spec.to_json())
+    read = {"data_sha256": sha256_file(folder / "dataset" / "pretrain_hq.jsonl")}
+    read["tokenizer_sha256"] = tokenizer.load(folder / "out" / "tokenizer").sha256
+    (run / "ckpt" / "step-00000003").mkdir(parents=True)
+    (run / "ckpt" / "step-00000003" / "state.json").write_text(json.dumps({"identity": read}))
     rates = (0.5e3, 1e3, 9e3)
     (run / "metrics.jsonl").write_text("".join(f'{{"step": 1, "tokens_per_s": {rate}}}\n' for rate in rates))
     found = ask(folder, "pretrain", *words, nproc=3)
     assert (found["time"]["tokens_per_s"], found["time"]["source"]) == (1e3, run.name)
     assert found["time"]["left_s"] == pytest.approx(2 * found["data"]["tokens"] / 1e3)
     assert ask(folder, "pretrain", *words, nproc=5)["time"]["left_s"] is None
+    other = corpus.write_jsonl(folder / "dataset" / "other.jsonl", corpus.texts(50, seed=8, most=80))
+    assert ask(folder, "pretrain", *words, "--data_path", str(other), nproc=3)["time"]["left_s"] is None
     assert ask(folder, "pretrain", *words, nproc=5, tokens_per_s=50)["time"]["left_s"] == pytest.approx(
         2 * found["data"]["tokens"] / 50
     )
