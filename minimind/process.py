@@ -19,6 +19,23 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_DUMPABLE = 4
 
 
+def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores to compute with: those this process is bound to, and no more than a container's quota pays for.
+
+    More threads than a quota has cores are stopped together for the rest of each period once it is used up.
+
+    Args:
+        groups: where the kernel shows the process's own control group (version 2, or 1).
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # "max" or -1: no quota
+            quota, period = " ".join((groups / name).read_text() for name in names).split()
+            if int(quota) > 0:
+                return max(1, min(bound, int(quota) // int(period)))
+    return bound
+
+
 def boot_id() -> str | None:
     """Names this boot of the machine; None where the kernel does not say (macOS)."""
     with contextlib.suppress(OSError):

@@ -25,7 +25,16 @@ from typing import Any
 
 from minimind.durable import AlreadyHeld, hold, publish, to_json, tree_hash
 from minimind.keys import receive
-from minimind.process import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, boot_id, detach, oom_kills, prctl, start_time
+from minimind.process import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    boot_id,
+    cores,
+    detach,
+    oom_kills,
+    prctl,
+    start_time,
+)
 from minimind.pulse import last_metrics_step
 from minimind.rundir import BEAT_INTERVAL_S, Reason, RunDir, RunError, RunSpec
 from minimind.verdict import broken, judge, paragraph
@@ -71,7 +80,7 @@ def describe_environment(spec: RunSpec, *, nproc: int, attempt: int) -> dict[str
         "commit": spec.commit,
         "code_hash": tree_hash(Path(__file__).parent),
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": cores(),
     }
 
 
@@ -171,7 +180,7 @@ class Supervisor:
     def _train(self, metrics_before: int) -> int:
         ours = {"MINIMIND_ATTEMPT": str(self.attempt), "MINIMIND_RUN_DIR": str(self.dir.root)}
         environment = {**os.environ, **self.secrets, **ours, "PYTHONUNBUFFERED": "1"}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.nproc)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.nproc)))
         if Path(
             "/sys/class/net/lo"
         ).exists():  # one host: no rank needs another interface, and a container may have none

@@ -24,7 +24,7 @@ import numpy as np
 from minimind import jsonl, tokenizer
 from minimind.documents import Encoded, Encoder, Kind, Rendering
 from minimind.durable import is_disk_full
-from minimind.process import PR_SET_PDEATHSIG, prctl
+from minimind.process import PR_SET_PDEATHSIG, cores, prctl
 from minimind.rundir import Reason, RunError
 from minimind.tokenizer import Tokenizer
 
@@ -147,10 +147,7 @@ def _full(folder: Path, told: _Progress) -> RunError:
 def _encoded(path: Path, total_bytes: int, encoder: Encoder) -> Iterator[tuple[int, int, Encoded]]:
     """The file's chunks in order: bytes read so far, lines read so far, tokens."""
     chunks = _chunks(path)
-    workers = min(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS
-    )
-    workers = min(workers, total_bytes // BYTES_PER_WORKER)
+    workers = min(cores(), MOST_WORKERS, total_bytes // BYTES_PER_WORKER)
     pool = _pool(workers, encoder) if workers > 1 else None
     if pool is None:
         for read_bytes, first, lines in chunks:
