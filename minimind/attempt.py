@@ -59,6 +59,8 @@ class Attempt:
         self.status, self.last_step = "error", 0
         self.agreed = False
         """Whether every rank ends for the same reason at the same place, so that none waits for another."""
+        self.everyone = True
+        """Whether an error is met by every rank, so that rank 0 tells it for all of them."""
         self.lock: int | None = None
         self.folder: Path | None = None
         name = new_run_id(stage, now_utc=f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
@@ -202,10 +204,13 @@ class Attempt:
             outcome = {"status": "error", **said, "last_step": self.last_step}
             if self.rank == 0:
                 self._conclude(outcome)
-            elif not self.supervised and (
-                not self.agreed or getattr(error, "ranks", ())
-            ):  # rank 0 does not know, or is the one that cannot
+            elif self._alone_knows(error):
                 self._say_end({**outcome, "last_step": last_metrics_step(self.dir.metrics)})  # what it wrote down
+
+    def _alone_knows(self, error: Exception) -> bool:
+        """Whether no supervisor and no rank 0 will say how it ended: it met nothing, or is the one that cannot."""
+        told = self.folder is None or (self.folder / "exit.json").exists()
+        return not self.supervised and not told and (not self.everyone or bool(getattr(error, "ranks", ())))
 
     def _conclude(self, outcome: dict[str, Any]) -> None:
         if self.folder is None:

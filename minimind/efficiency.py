@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from minimind.flops import Cost
+from minimind.history import WARM_UP_STEPS
 
 LOADER_SHARE = 0.05
 LEAST_MFU = 0.10
@@ -18,8 +19,6 @@ FULL_PASS_TOKENS = 8192
 """Fewer tokens than these in one pass keep no large GPU busy."""
 SMALL_PARAMETERS = 200_000_000
 SHORT_STEP_S = 0.02
-WARM_UP_STEPS = 3
-"""The first steps import, compile and fill caches: nothing is judged by them."""
 LEAST_STEPS, LEAST_S = 20, 20.0
 """What must have been seen before a warning."""
 RATES_KEPT = 256

@@ -13,6 +13,8 @@ from minimind.config import TrainConfig, UsageError
 from minimind.rundir import RunDir, RunError, RunSpec
 
 RUNS_LOOKED_AT = 40
+WARM_UP_STEPS = 3
+"""The first steps import, compile and fill caches: nothing is judged by them."""
 METRICS_TAIL_BYTES = 64 << 10
 WORK = (
     *("arch", "hidden_size", "num_hidden_layers", "use_moe", "lora_rank", "lora_targets", "from_lora"),
@@ -36,7 +38,7 @@ def rate(
 ) -> tuple[float | None, str | None]:
     """Tokens a second of the newest run here of the same stage, work and number of ranks, and that run's name.
 
-    It is the median of its last steps by themselves: without saves and logging.
+    It is the median of its last steps by themselves: without saves and logging, and without the first ones.
 
     Args:
         stage: its name.
@@ -86,8 +88,9 @@ def _newest_state(run: RunDir) -> dict[str, Any]:
 def _rates(metrics: Path) -> Iterator[float]:
     try:
         with open(metrics, "rb") as file:
-            file.seek(max(0, metrics.stat().st_size - METRICS_TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
+            begun = max(0, metrics.stat().st_size - METRICS_TAIL_BYTES)
+            file.seek(begun)
+            lines = file.read().split(b"\n")[0 if begun else WARM_UP_STEPS : -1]
     except OSError:
         return
     for line in lines:

@@ -205,7 +205,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
-            rest, raw = raw, raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
+            rest, raw = raw, raw.removeprefix(BYTE_ORDER_MARK) if number == 1 and len(raw) <= MAX_LINE_BYTES else raw
             while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
                 rest = file.readline(MAX_LINE_BYTES + 1)
             yield number, raw

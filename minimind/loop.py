@@ -66,14 +66,15 @@ def _train(stage: Stage, config: TrainConfig, attempt: Attempt) -> None:
         except Exception as error:  # told below by every rank at once, so that none waits for one that left
             problem = error
         attempt.at(Phase.SUM)
-        if ranks.sum([float(problem is not None)])[0]:
+        if failed := ranks.sum([float(problem is not None)])[0]:
+            attempt.everyone = failed == ranks.size
             raise problem or PeerFailed
         if state is not None:
-            if ranks.leader:  # every rank has read them by now
-                checkpoint.set_aside(attempt.dir, state.damaged)
-            state.wrapped = ranks.wrap(state.model)
-            attempt.agreed = False
+            attempt.agreed = attempt.everyone = False
             try:
+                if ranks.leader:  # every rank has read them by now
+                    checkpoint.set_aside(attempt.dir, state.damaged)
+                state.wrapped = ranks.wrap(state.model)
                 attempt.at(Phase.PREPARE)  # a reference may read all of the data, which takes its time
                 state.attention = probe.choose(config, state.model, ranks, say)
                 say_what_else_computes(state.computed_before, computed_by(config, ranks, state.attention), say)
@@ -155,7 +156,7 @@ def _run(
                 error = not_finite(ranks, state)
                 attempt.at(Phase.SAVE)
                 keep_sound(config, ranks, state, saver)
-                attempt.agreed = True
+                attempt.agreed = attempt.everyone = True
                 raise error
             if state.step % config.save_interval == 0 or final or stopped:
                 attempt.at(Phase.SAVE)

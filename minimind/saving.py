@@ -113,14 +113,14 @@ WRITTEN_BESIDE = 1.1
 
 def to_come_bytes(config: TrainConfig, state: TrainState, run: RunDir, *, saved: int) -> int:
     """The most that the checkpoints after step ``saved`` and the final weights will take beside what lies there."""
-    saves = forecast.saves(config, state.order, done=saved)
     disk = sizes.disk(
         trained=sum(parameter.numel() for parameter in trainable(state.model).values()),
         exported=sum(tensor.numel() for tensor in state.stage.weights(state.model).values()),
-        saves=saves,
+        saves=forecast.saves(config, state.order, done=saved),
         keep=config.keep_checkpoints,
+        held=len(run.checkpoint_steps()),
     )
-    return math.ceil(WRITTEN_BESIDE * disk.to_come(saves=saves, held=len(run.checkpoint_steps())))
+    return math.ceil(WRITTEN_BESIDE * disk.to_come)
 
 
 def save(config: TrainConfig, ranks: World, state: TrainState, saver: Saver, *, aside: bool) -> None:

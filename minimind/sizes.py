@@ -111,18 +111,16 @@ class Disk:
     checkpoint: int
     checkpoints: int
     export: int
+    to_come: int
+    """What the run will still take beside what lies there already."""
 
     @property
     def total(self) -> int:
         """The most that the run will hold."""
         return self.checkpoints + self.export
 
-    def to_come(self, *, saves: int, held: int) -> int:
-        """What the run will still take where ``held`` checkpoints lie already and ``saves`` are to be written."""
-        return max(min(saves, 1) * self.checkpoint, self.checkpoints - held * self.checkpoint) + self.export
 
-
-def disk(*, trained: int, exported: int, saves: int, keep: int) -> Disk:
+def disk(*, trained: int, exported: int, saves: int, keep: int, held: int) -> Disk:
     """Checkpoints are fp32 weights and AdamW's two numbers of each.
 
     The best one stays beside the newest, and the next is whole before the oldest goes.
@@ -132,6 +130,9 @@ def disk(*, trained: int, exported: int, saves: int, keep: int) -> Disk:
         exported: parameters of the final weights, fp16.
         saves: checkpoints that the run still writes.
         keep: checkpoints kept.
+        held: checkpoints that lie there already.
     """
-    checkpoint = 3 * FP32 * trained
-    return Disk(checkpoint=checkpoint, checkpoints=min(saves, keep + 2) * checkpoint, export=FP16 * exported)
+    checkpoint, export = 3 * FP32 * trained, FP16 * exported
+    most = max(held, min(held + saves, keep + 2))
+    to_come = max(min(saves, 1), most - held) * checkpoint + export
+    return Disk(checkpoint=checkpoint, checkpoints=most * checkpoint, export=export, to_come=to_come)

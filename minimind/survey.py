@@ -75,7 +75,8 @@ def survey(
     )
     trained, exported, frozen = _parameters(stage, config, model)
     kind, available_bytes = room.available_bytes(config.device)
-    most = forecast.most_tokens(config, model, on_cpu=kind == "main")
+    on_cpu = config.device == "cpu" or (config.device == "auto" and kind == "main")
+    most = forecast.most_tokens(config, model, on_cpu=on_cpu)
     tokens, targets = forecast.largest_pass(samples, config, most=most)
     memory = sizes.memory(
         model,
@@ -87,7 +88,9 @@ def survey(
         saves_aside=config.save_interval < forecast.last_step(config, order),
     )
     left = forecast.saves(config, order, done=before.step)
-    disk = sizes.disk(trained=trained, exported=exported, saves=left, keep=config.keep_checkpoints)
+    disk = sizes.disk(
+        trained=trained, exported=exported, saves=left, keep=config.keep_checkpoints, held=before.checkpoints
+    )
     folder, free_bytes = _free(config)
     summary, notes = forecast.describe(
         data, config, order, trained=trained, where=f"{nproc} rank{'s' if nproc > 1 else ''}"
@@ -122,7 +125,7 @@ def survey(
             "checkpoint_bytes": disk.checkpoint,
             "checkpoints_bytes": disk.checkpoints,
             "export_bytes": disk.export,
-            "needed_bytes": disk.to_come(saves=left, held=before.checkpoints),
+            "needed_bytes": disk.to_come,
             "least_bytes": min(left, 1) * disk.checkpoint + disk.export,
             "free_bytes": free_bytes,
             "folder": str(folder),

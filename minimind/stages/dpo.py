@@ -42,8 +42,8 @@ class Dpo(Stage):
         forward.way = model.way
         del self.start
         if ranks.leader:  # who alone reads and writes what is kept
-            way = forward.way.name if forward.way else None
-            facts = {**facts, "weights": reference.fingerprint(forward), "attention": way}
+            way, most = forward.way.name if forward.way else None, reader.max_tokens_per_batch
+            facts = {**facts, "weights": reference.fingerprint(forward), "attention": way, "most": most}
         sums = reference.load_or_compute(lambda b: self._sums(forward, b), reader, ranks, facts=facts, say=say)
         self.reference = torch.from_numpy(sums).to(ranks.device)  # (documents of the data,)
 

@@ -45,6 +45,27 @@ def test_the_run_ends_at_once_with_the_reason_of_the_rank_that_broke(error, npro
     assert told["remedy"] and run.checkpoint_steps() == [1, 2]
 
 
+@pytest.mark.parametrize("where", ["prepare", "World.wrap"])
+def test_one_of_two_ranks_that_breaks_before_the_first_step_is_told_with_its_reason(where, tmp_path, forker):
+    folder = corpus.make(tmp_path, samples=24)
+    before = f"""
+import os, torch
+from minimind import loop
+from minimind.dist import World
+def broken(*args):
+    if int(os.environ["RANK"]) == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return real(*args)
+{"real, loop.prepare = loop.prepare, broken" if where == "prepare" else "real, World.wrap = World.wrap, broken"}
+"""
+    forker.start(folder, "pretrain", *FLAGS, run="broken", nproc=2, before=before)
+    forker.wait()
+    run = RunDir(folder / "runs" / "broken")
+    told = json.loads((run.attempt(1) / "exit.json").read_text())
+    assert (told["reason"], told["code"]) == ("out_of_gpu_memory", 6), forker.log.read_text()
+    assert not (run.attempt(1) / "outcome.json").exists()
+
+
 def test_an_exception_that_is_its_own_cause_is_looked_through_once():
     odd = ValueError("odd")
     odd.__cause__ = odd

@@ -64,6 +64,10 @@ def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
     assert [found for _, found in jsonl.parse_lines(path, jsonl.pretrain_text, skip_bad_lines=0)] == ["a", "b"]
+    path.write_bytes(b'\xef\xbb\xbf{"text": "' + b"a" * jsonl.MAX_LINE_BYTES + b'"}\n')
+    with pytest.raises(RunError) as refused:
+        list(jsonl.parse_lines(path, jsonl.pretrain_text, skip_bad_lines=0))
+    assert "longer than 8 MiB" in refused.value.why
     path.write_bytes(b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n')
     with pytest.raises(RunError, match="bad lines"):
         list(jsonl.parse_lines(path, jsonl.pretrain_text, skip_bad_lines=0))

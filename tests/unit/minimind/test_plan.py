@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from minimind import flags, lora, plan, sizes, survey, tokenizer
+from minimind import flags, lora, plan, room, sizes, survey, tokenizer
 from minimind.config import CannotTrain, ModelConfig
 from minimind.durable import sha256_file
 from minimind.model import MiniMind
@@ -238,7 +238,7 @@ def test_time_comes_from_an_earlier_run_of_the_same_shape_or_from_the_flag(folde
     read["tokenizer_sha256"] = tokenizer.load(folder / "out" / "tokenizer").sha256
     (run / "ckpt" / "step-00000003").mkdir(parents=True)
     (run / "ckpt" / "step-00000003" / "state.json").write_text(json.dumps({"identity": read}))
-    rates = (0.5e3, 1e3, 9e3)
+    rates = (1.0, 2.0, 3.0, 0.5e3, 1e3, 9e3)  # the first three are not judged by
     (run / "metrics.jsonl").write_text("".join(f'{{"step": 1, "tokens_per_s": {rate}}}\n' for rate in rates))
     found = ask(folder, "pretrain", *words, nproc=3)
     assert (found["time"]["tokens_per_s"], found["time"]["source"]) == (1e3, run.name)
@@ -279,3 +279,28 @@ def test_the_text_for_people_names_the_warnings_first(folder):
         *("data", "packing", "steps", "learning rate", "model", "memory", "disk", "time"),
     ]
     assert pathlib.Path(folder / "dataset" / "pretrain_hq.jsonl.shards").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("saves", "keep", "held", "to_come", "most"),
+    [
+        (2, 2, 0, 2, 2),
+        (9, 2, 0, 4, 4),
+        (2, 2, 2, 2, 4),
+        (4, 5, 4, 3, 7),
+        (1, 2, 4, 1, 4),
+        (0, 2, 3, 0, 3),
+        (3, 1, 3, 1, 3),
+    ],
+)
+def test_what_a_resumed_run_still_writes_is_counted_beside_what_lies_there(saves, keep, held, to_come, most):
+    disk = sizes.disk(trained=1, exported=0, saves=saves, keep=keep, held=held)
+    assert (disk.to_come, disk.checkpoints) == (12 * to_come, 12 * most)
+
+
+@pytest.mark.parametrize(("device", "bounded"), [("cpu", True), ("cuda", False), ("cuda:1", False), ("auto", True)])
+def test_a_plan_bounds_passes_where_the_asked_for_device_does(device, bounded, folder, monkeypatch):
+    monkeypatch.setattr(room, "available_bytes", lambda device: ("main", None))
+    monkeypatch.setattr(sizes, "pass_tokens", lambda model: 100)
+    found = ask(folder, "pretrain", *TINY, "--from_weight", "none", "--batch_size", "8", "--device", device)
+    assert (found["pass"]["tokens"] <= 100) is bounded
