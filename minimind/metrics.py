@@ -43,14 +43,14 @@ class Metrics:
         now = (line["time"], step)
         self.started = self.started or now
         if step % self.log_interval == 0 or step == self.total_steps or step == 1:
-            per_step_s = (now[0] - self.started[0]) / max(1, step - self.started[1])
-            left_s = per_step_s * (self.total_steps - step)
+            seen = step - self.started[1]  # after the first step of an attempt nothing is known of the next ones
+            left_s = (now[0] - self.started[0]) / seen * (self.total_steps - step) if seen else 0.0
+            left = f" left {left_s:,.0f} s" if seen else ""
             extra = "".join(f" {key} {line[key]:.3f}" for key in ("margin", "accuracy") if key in line)
             loss, norm = (float("nan") if line[key] is None else line[key] for key in ("loss", "grad_norm"))
             print(
                 f"step {step}/{self.total_steps} epoch {line['epoch']}/{self.epochs} loss {loss:.4f}{extra} "
-                f"lr {line['lr']:.3e} grad_norm {norm:.3f} {line['tokens_per_s']:,.0f} tokens/s "
-                f"left {left_s:.0f} s",
+                f"lr {line['lr']:.3e} grad_norm {norm:.3f} {line['tokens_per_s']:,.0f} tokens/s{left}",
                 flush=True,
             )
             if self.tracker is not None:
