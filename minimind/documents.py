@@ -100,7 +100,7 @@ class Encoder:
     """Lines of one kind to tokens."""
 
     def __init__(self, tokenizer: Tokenizer, kind: Kind, rendering: Rendering, *, alone: bool = False) -> None:
-        """Args besides the obvious: ``alone``, whether this process has one core, so the library's threads no use."""
+        """``alone``: this process has one core to itself, so that the library's own threads would gain nothing."""
         self.tokenizer, self.kind, self.rendering = tokenizer, kind, rendering
         self._answers, self._turns = Answers(tokenizer), Turns(tokenizer)
         self.dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32

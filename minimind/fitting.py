@@ -117,7 +117,7 @@ def find(
             torch.cuda.synchronize(device)
             peaks[most] = torch.cuda.max_memory_reserved(device)
             good = peaks[most] <= budget_bytes
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not is_gpu_memory_full(error):
                 raise
             good = False

@@ -21,7 +21,8 @@ from minimind.tokenizer import EOS, Tokenizer
 Ids = type[np.uint16] | type[np.uint32]
 KEPT = 100_000
 """Pre-tokens remembered at most, about 25 MB; then it begins anew."""
-KEPT_CHARS = 32
+LONGEST = 32
+"""Characters of one that is remembered."""
 SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 PICTURES = ((0x1F300, 0x1F64F), (0x1F680, 0x1F6FF), (0x1F900, 0x1F9FF))
 """Blocks beyond the first plane whose characters are signs in every version of Unicode."""
@@ -82,7 +83,7 @@ class _Ids(dict[str, bytes]):
     def __missing__(self, pretoken: str) -> bytes:
         tokens = self._tokenize(pretoken.encode().decode("latin-1").translate(byte_level()))
         ids = np.array([token.id for token in tokens], self._dtype).tobytes()  # type: ignore[attr-defined]
-        if len(pretoken) <= KEPT_CHARS:
+        if len(pretoken) <= LONGEST:
             if len(self) >= KEPT:
                 self.clear()
                 self.update(self._added)

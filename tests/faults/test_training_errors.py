@@ -30,6 +30,7 @@ ERRORS = {
     "MemoryError()": "oom_killed",
     "KeyError('odd')": "trainer_error",
 }
+FEED = "from minimind.feed import Feed\ndef take(self, number):\n    raise ValueError('broken')\nFeed.take = take"
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -43,6 +44,14 @@ def test_the_run_ends_at_once_with_the_reason_of_the_rank_that_broke(error, npro
     told = json.loads((run.attempt(1) / "exit.json").read_text())
     assert (told["reason"], told["last_step"]) == (ERRORS[error], 2), forker.log.read_text()
     assert told["remedy"] and run.checkpoint_steps() == [1, 2]
+
+
+def test_an_error_of_what_feeds_the_steps_is_told_as_it_is(tmp_path, forker):
+    folder = corpus.make(tmp_path, samples=24)
+    forker.start(folder, "pretrain", *FLAGS, run="broken", before=FEED)
+    assert forker.wait() == [6], forker.log.read_text()
+    outcome = json.loads((RunDir(folder / "runs" / "broken").attempt(1) / "outcome.json").read_text())
+    assert outcome["reason"] == "trainer_error" and "ValueError: broken" in outcome["what"]
 
 
 @pytest.mark.parametrize("where", ["prepare", "World.wrap"])
@@ -72,6 +81,14 @@ def test_an_exception_that_is_its_own_cause_is_looked_through_once():
     first, second = OSError("a"), OSError("b")
     first.__cause__, second.__context__ = second, first
     assert not is_disk_full(odd) and not is_gpu_memory_full(first)
+
+
+def test_an_error_whose_causes_lead_back_to_itself_is_still_told():
+    first, second = RuntimeError("one"), RuntimeError("two")
+    first.__cause__, second.__context__ = first, first
+    assert not is_disk_full(first) and not is_disk_full(second)
+    first.__context__ = OSError(28, "No space left on device")
+    assert is_disk_full(second)
 
 
 def test_what_a_killed_save_left_is_no_obstacle_to_a_process_of_the_same_number(tmp_path):

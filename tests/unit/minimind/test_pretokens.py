@@ -44,7 +44,7 @@ def test_random_texts_have_the_library_s_ids_while_it_remembers_and_forgets(word
         expected = [one.ids for one in words.backend.encode_batch(texts, add_special_tokens=False)]
         assert [ids.tolist() for ids in ours.encode(texts)] == expected
         assert len(ours._ids) <= 61 + len(words.backend.get_added_tokens_decoder())
-    assert ours.usable and not any(len(part) > pretokens.KEPT_CHARS for part in ours._ids)
+    assert ours.usable and not any(len(part) > pretokens.LONGEST for part in ours._ids)
 
 
 def test_a_library_that_cuts_in_another_way_is_noticed_and_has_its_way(words, monkeypatch):
