@@ -113,7 +113,7 @@ def decode(raw: bytes) -> dict[str, Any]:
     if b"\0" in raw:
         raise BadLine("it contains a NUL byte")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(raw.decode("utf-8").rstrip("\r\n"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise BadLine(f"it is not UTF-8 (byte {error.start + 1})") from error
     except json.JSONDecodeError as error:

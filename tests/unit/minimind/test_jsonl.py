@@ -73,6 +73,14 @@ def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(tmp_path):
         list(jsonl.parse_lines(path, jsonl.pretrain_text, skip_bad_lines=0))
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_line_that_breaks_off_is_broken_at_its_end(end, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"text": "a"' + end, newline="")
+    with pytest.raises(RunError) as refused:
+        list(jsonl.parse_lines(tmp_path / "data.jsonl", jsonl.pretrain_text, skip_bad_lines=0))
+    assert "data.jsonl:1: broken JSON at column 13" in refused.value.why
+
+
 def test_blank_lines_are_passed_over_and_recorded(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(GOOD + b"\n\n  \n" + GOOD)
