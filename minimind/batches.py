@@ -87,7 +87,7 @@ class Reader(Samples):
         chosen = self.usable[samples]
         if self.per_sample == 1:
             chosen = chosen[self.target_counts[chosen] > 0]
-        if not most:
+        if not most or len(chosen) * self.per_sample * self.max_seq_len <= most:  # none is longer than that
             if len(chosen):
                 yield chosen
             return
